@@ -1,0 +1,1 @@
+"""The HTTP API: submit jobs, control them, follow them. Never talks to Graph."""
