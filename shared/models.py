@@ -492,3 +492,124 @@ class Answer(msgspec.Struct, frozen=True):
     retry_after_s: float = 0.0
     regain_s: float = 0.0
     why: str = ""
+
+
+class SubmitResult(msgspec.Struct, frozen=True):
+    """What `submit` and `restore` answered.
+
+    Attributes:
+        kind: `made` · `exists` (Redis knew the job already) · `missing` (chunks are not staged).
+        state: the job's state now; '' when chunks are missing.
+        event: id of its newest change note; '' when chunks are missing.
+        first_missing: number of the first chunk that is not staged; -1 otherwise.
+    """
+
+    kind: Literal["made", "exists", "missing"]
+    state: str = ""
+    event: str = ""
+    first_missing: int = -1
+
+
+class ControlResult(msgspec.Struct, frozen=True):
+    """What `control` answered.
+
+    Attributes:
+        kind: `ok` · `same` (nothing to change) · `conflict` (the state does not allow it)
+            · `gone` (Redis does not know the job).
+        state: the job's state now.
+        version: of that state.
+        event: id of its newest change note.
+    """
+
+    kind: Literal["ok", "same", "conflict", "gone"]
+    state: str = ""
+    version: int = 0
+    event: str = ""
+
+
+class EventNote(msgspec.Struct, frozen=True):
+    """One entry of `events`: this job changed; `is_end` marks its last one."""
+
+    id: str
+    job: str
+    is_end: bool
+
+
+class OutcomeEntry(msgspec.Struct, frozen=True):
+    """One entry of `outcomes`, on its way to PostgreSQL.
+
+    Attributes:
+        entry: stream id, to acknowledge it by.
+        kind: `facts` · `range` · `state`.
+        job: job id.
+        chunk, chunk_size, facts, record: of `facts`: the bytes that changed something, and the
+            worker's msgpack list of `Detail`; position = chunk * chunk_size + index.
+        state, reason, ranges: of `range`: a `State`, a `Reason` and positions, both ends included.
+        job_state, version, by, text, event, at_ms, started_ms, finished_ms: of `state`.
+    """
+
+    entry: str
+    kind: Literal["facts", "range", "state"]
+    job: str
+    chunk: int = 0
+    chunk_size: int = 0
+    facts: bytes = b""
+    record: bytes = b""
+    state: int = 0
+    reason: int = 0
+    ranges: list[tuple[int, int]] = []
+    job_state: str = ""
+    version: int = 0
+    by: str = ""
+    text: str = ""
+    event: str = ""
+    at_ms: int = 0
+    started_ms: int = 0
+    finished_ms: int = 0
+
+
+class ServerInfo(msgspec.Struct, frozen=True):
+    """What a Redis or Valkey server says of itself.
+
+    Attributes:
+        version: of the server's own product, such as `9.1.2`.
+        used_bytes, max_bytes: memory; `max_bytes` 0 = no limit.
+        is_aof: `appendonly yes`.
+        policy: `maxmemory-policy`.
+        is_persistence_ok: the last AOF write and rewrite went well.
+    """
+
+    version: str
+    run: str
+    used_bytes: int
+    max_bytes: int
+    is_aof: bool
+    policy: str
+    is_persistence_ok: bool
+
+
+class ShardStats(msgspec.Struct, frozen=True):
+    """What one shard is doing, read in one pipeline.
+
+    Attributes:
+        ready, outcomes, outcomes_pending, events: lengths of streams, entries.
+        ready_age_ms: age of the oldest entry of `ready`; 0 = none.
+        outcomes_age_ms: age of the oldest entry of `outcomes`; 0 = none.
+        workers: worker → age of its last tick, ms.
+        slots: of all live workers.
+        senders: every sender the shard knows.
+        minutes: outcome name → count, for each of the minutes asked for.
+        is_off: sending is switched off.
+    """
+
+    ready: int
+    outcomes: int
+    outcomes_pending: int
+    events: int
+    ready_age_ms: int
+    outcomes_age_ms: int
+    workers: dict[str, int]
+    slots: int
+    senders: list[SenderStatus]
+    minutes: list[dict[str, int]]
+    is_off: bool
