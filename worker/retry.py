@@ -1,0 +1,136 @@
+"""What follows from an answer: again, back, or final. Pure; the executor acts on it."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from shared.graph_codes import CodeRow, reason_of, row_of
+from shared.models import TRIP, Answer, Reason
+
+BACKOFF_S: Final = (30.0, 120.0, 600.0)
+# Meta advises 4**x seconds after a burst; one message in 6 s is the steady limit.
+PAIR_S: Final = (6.0, 16.0, 64.0, 256.0, 1024.0)
+IN_PLACE_MAX_S: Final = 2.0
+DELAY_MAX_S: Final = 86_400.0
+SLOW_S: Final = 1.0
+ENDPOINT_HOLD_S: Final = 1.0
+ENDPOINT_HOLD_MAX_S: Final = 30.0
+
+_REASONS: Final = {"timeout": Reason.TIMEOUT, "reset": Reason.RESET, "bad_reply": Reason.BAD_REPLY}
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What to do with a recipient, and whom else its answer concerns.
+
+    Attributes:
+        kind: sent, failed, unknown · retry: again, attempt used · back: again, attempt not used.
+        delay_s: with retry: how long to wait first.
+        in_place: with retry: short enough to wait within the claim.
+        reason: number for the fact, with `TRIP` when the job's breaker counts it.
+        scope_action: slow, park or pause of `scope`; None: nobody else is concerned.
+        scope: whom `scope_action` concerns, a word of `graph_codes.Scope`.
+        hold_s: how long; 0 with pause: until an operator acts.
+        hold_max_s: up to where a repeated park doubles; equal to `hold_s`: Graph named the time.
+        suppress_scope: write a suppression entry with this scope.
+    """
+
+    kind: Literal["sent", "failed", "unknown", "retry", "back"]
+    delay_s: float = 0.0
+    in_place: bool = False
+    reason: int = 0
+    scope_action: Literal["slow", "park", "pause"] | None = None
+    scope: str = ""
+    hold_s: float = 0.0
+    hold_max_s: float = 0.0
+    suppress_scope: Literal["all", "marketing"] | None = None
+
+
+_SENT: Final = Decision("sent")
+_NOT_SENT: Final = Decision(
+    "back",
+    scope_action="park",
+    scope="endpoint",
+    hold_s=ENDPOINT_HOLD_S,
+    hold_max_s=ENDPOINT_HOLD_MAX_S,
+)
+
+
+def backoff_s(attempt: int, base_ms: int, spread: float) -> float:
+    """Return how long `retry` waits before the next attempt, in seconds.
+
+    Args:
+        attempt: the attempt that has just failed, counted from 1.
+        base_ms: `BULK_RETRY_BASE_MS`; doubles with every attempt.
+        spread: a draw from [0, 1); full jitter as in Brooker, "Exponential Backoff And
+            Jitter" (AWS Architecture Blog, 2015).
+
+    >>> backoff_s(3, 500, 0.5)
+    1.0
+    """
+    return min(base_ms / 1000 * 2.0 ** (attempt - 1), DELAY_MAX_S) * spread
+
+
+def decide(answer: Answer, attempt: int, max_retries: int, base_ms: int, spread: float) -> Decision:
+    """Return what follows from `answer`.
+
+    Args:
+        answer: what the attempt came to.
+        attempt: its number, counted from 1.
+        max_retries: `BULK_MAX_RETRIES`: attempts beyond the first.
+        base_ms: `BULK_RETRY_BASE_MS`.
+        spread: a draw from [0, 1).
+    """
+    if answer.kind == "accepted":
+        return _SENT
+    if answer.kind == "not_sent":
+        return _NOT_SENT
+    if answer.kind == "unknown":
+        return Decision("unknown", reason=_REASONS.get(answer.why, Reason.OTHER))
+    row = row_of(answer.code, answer.http_status, transient=answer.is_transient)
+    reason = reason_of(answer.code)
+    if row.action in ("slow", "park", "pause"):
+        return _back(row, answer, reason)
+    delay_s = _delay_s(row, attempt, max_retries, base_ms, spread)
+    if delay_s is not None:
+        is_short = row.action == "retry" and delay_s <= IN_PLACE_MAX_S
+        return Decision("retry", delay_s, in_place=is_short, reason=reason)
+    if row.action == "trip" or (row.action == "retry" and row.then == "trip"):
+        reason |= TRIP
+    return Decision("failed", reason=reason, suppress_scope=row.suppress_scope)
+
+
+def _delay_s(
+    row: CodeRow, attempt: int, max_retries: int, base_ms: int, spread: float
+) -> float | None:
+    """Return the wait before another attempt; None when there must not be one."""
+    retries = row.max if row.max is not None else max_retries
+    if row.action == "defer":
+        return float(row.hold_s) if attempt == 1 else None
+    if attempt > retries:
+        return None
+    if row.action == "retry":
+        return backoff_s(attempt, base_ms, spread)
+    waits = {"backoff": BACKOFF_S, "pair": PAIR_S}.get(row.action)
+    return waits[min(attempt, len(waits)) - 1] if waits else None
+
+
+def _back(row: CodeRow, answer: Answer, reason: int) -> Decision:
+    if row.action == "slow":
+        hold_s = answer.retry_after_s or SLOW_S
+        return Decision("back", reason=reason, scope_action="slow", scope="sender", hold_s=hold_s)
+    if row.action == "pause":
+        return Decision("back", reason=reason, scope_action="pause", scope=row.scope)
+    # A send that meets a management limit would go round without a pause if only reads waited.
+    scope = "waba" if row.scope == "management" else row.scope
+    hold_s = answer.regain_s or float(row.hold_s)
+    hold_max_s = hold_s if answer.regain_s else float(row.hold_max_s)
+    return Decision(
+        "back",
+        reason=reason,
+        scope_action="park",
+        scope=scope,
+        hold_s=hold_s,
+        hold_max_s=hold_max_s,
+    )
