@@ -613,14 +613,20 @@ def _disagreements(s: Settings) -> list[str]:
         (_is_origin(s.public_url), "PUBLIC_URL: must be an origin such as https://example.org"),
         (_is_origin(s.drumbeat_url), "DRUMBEAT_URL: must be an origin such as https://example.org"),
         (_is_http(s.graph_base_url), "GRAPH_BASE_URL: must be an http or https address"),
+        (
+            _is_near(s.public_url),
+            "PUBLIC_URL: must begin with https:// unless it is this machine's own",
+        ),
+        (
+            _is_near(s.graph_base_url, names=True),
+            "GRAPH_BASE_URL: must begin with https:// unless the sandbox is near",
+        ),
+        (
+            all(map(_is_network, s.trusted_proxies)),
+            "TRUSTED_PROXIES: every entry must be a network such as 10.0.0.0/8, none of them all",
+        ),
     )
-    found = [sentence for holds, sentence in rules if not holds]
-    found += [
-        "TRUSTED_PROXIES: every entry must be an address or a network such as 10.0.0.0/8"
-        for network in s.trusted_proxies[:1]
-        if not all(map(_is_network, s.trusted_proxies))
-    ]
-    return found
+    return [sentence for holds, sentence in rules if not holds]
 
 
 def _is_http(text: str) -> bool:
@@ -638,12 +644,22 @@ def _is_origin(text: str) -> bool:
     return not (parts.path or parts.query or parts.fragment or "@" in parts.netloc)
 
 
+def _is_near(text: str, *, names: bool = False) -> bool:
+    """Tell whether plain http is harmless: loopback, or with `names` a container's bare name."""
+    parts = urlsplit(text)
+    if parts.scheme != "http" or not parts.hostname:
+        return True  # another rule speaks
+    try:
+        return ipaddress.ip_address(parts.hostname).is_loopback
+    except ValueError:
+        return parts.hostname == "localhost" or (names and "." not in parts.hostname)
+
+
 def _is_network(text: str) -> bool:
     try:
-        ipaddress.ip_network(text, strict=False)
+        return ipaddress.ip_network(text, strict=False).prefixlen > 0
     except ValueError:
         return False
-    return True
 
 
 def table() -> str:

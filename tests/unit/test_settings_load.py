@@ -156,6 +156,9 @@ def test_secrets_are_not_shown() -> None:
         ({"REDIS_URL": "http://x"}, "REDIS_URL"),
         ({"DATABASE_URL": "mysql://x"}, "DATABASE_URL"),
         ({"BULK_SECRET_KEY": "short"}, "BULK_SECRET_KEY"),
+        ({"PUBLIC_URL": "http://example.org"}, "PUBLIC_URL"),
+        ({"GRAPH_BASE_URL": "http://graph.example.org"}, "GRAPH_BASE_URL"),
+        ({"TRUSTED_PROXIES": "0.0.0.0/0"}, "TRUSTED_PROXIES"),
         ({"TRUSTED_PROXIES": "10.0.0.0/8, nonsense"}, "TRUSTED_PROXIES"),
     ],
 )

@@ -1,0 +1,113 @@
+"""The management port: who may read it, what it says, and that a taken port is named."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry
+
+from shared.clock import Clock
+from shared.errors import SettingsError
+from shared.management import serve
+from shared.metrics import ApiMetrics
+from shared.settings import Secret
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def well() -> None:
+    return
+
+
+async def ill() -> None:
+    raise OSError("gone")
+
+
+async def slow() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_metrics_and_scale_ask_for_the_token_and_health_does_not() -> None:
+    port, registry = free_port(), CollectorRegistry()
+    metrics = ApiMetrics(registry)
+
+    async def refresh() -> None:
+        metrics.wanted_workers.set(3)
+
+    async def scale() -> dict[str, float]:
+        return {"wanted_workers": 3}
+
+    async with (
+        serve(
+            "127.0.0.1",
+            port,
+            registry=registry,
+            clock=Clock(),
+            live={"loop": well},
+            ready={"redis": well},
+            token=Secret("t"),
+            refresh=refresh,
+            scale=scale,
+        ),
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client,
+    ):
+        for path in ("/metrics", "/scale"):
+            async with client.get(path, headers={"Authorization": "Bearer x"}) as answer:
+                assert answer.status == 401
+        head = {"Authorization": "Bearer t"}
+        async with client.get("/metrics", headers=head) as answer:
+            assert "drumbeat_wanted_workers 3.0" in await answer.text()
+        async with client.get("/scale", headers=head) as answer:
+            assert await answer.json() == {"wanted_workers": 3}
+        for path in ("/livez", "/readyz"):
+            async with client.get(path) as answer:
+                assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+
+
+async def test_not_ready_names_what_failed_and_verbose_says_why() -> None:
+    port = free_port()
+    async with (
+        serve(
+            "127.0.0.1",
+            port,
+            registry=CollectorRegistry(),
+            clock=Clock(),
+            live={},
+            ready={"redis": ill, "postgres": well, "hub": slow},
+        ),
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client,
+    ):
+        async with client.get("/readyz") as answer:
+            assert answer.status == 503
+            assert await answer.json() == {"status": "failed", "failed": ["redis", "hub"]}
+        async with client.get("/readyz?verbose=1") as answer:
+            said = {check["name"]: check["problem"] for check in (await answer.json())["checks"]}
+            assert said["redis"] == "OSError: gone"
+            assert said["hub"].startswith("TimeoutError")
+
+
+async def test_a_taken_port_says_so_and_names_the_variable() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=r"METRICS_PORT.*taken"):
+            async with serve(
+                "127.0.0.1", port, registry=CollectorRegistry(), clock=Clock(), live={}, ready={}
+            ):
+                pass
+
+
+async def test_port_zero_serves_nothing() -> None:
+    async with serve(
+        "127.0.0.1", 0, registry=CollectorRegistry(), clock=Clock(), live={}, ready={}
+    ) as port:
+        assert port == 0
