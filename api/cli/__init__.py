@@ -1,0 +1,1 @@
+"""The command line: it starts processes and speaks HTTP; operators' verbs open the doors."""

@@ -1,0 +1,104 @@
+"""The verbs of `drumbeat`, and what every exit code means."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Final
+
+import cyclopts
+
+from api.cli import local
+from shared.errors import DrumbeatError, RequestError, SettingsError
+
+OK: Final = 0
+NO: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+BUG: Final = 70
+INTERRUPTED: Final = 130
+
+app = cyclopts.App(
+    name="drumbeat",
+    help="Bulk WhatsApp messages over Redis Streams.",
+    version_flags=["--version"],
+    result_action="return_value",
+)
+app.command(local.demo)
+app.command(local.up)
+for _name in ("admin", "jobs"):
+    if find_spec(f"api.cli.{_name}"):
+        import_module(f"api.cli.{_name}").register(app)
+
+
+def _become(module: str, words: tuple[str, ...] = ()) -> None:
+    """Turn into `python -m module`, so that a container's signals arrive."""
+    os.execv(sys.executable, [sys.executable, "-m", module, *words])  # noqa: S606 - our own module
+
+
+@app.command
+def api() -> None:
+    """Run one API process in the foreground."""
+    _become("api")
+
+
+@app.command
+def worker(*, slots: int | None = None) -> None:
+    """Run one worker in the foreground.
+
+    Args:
+        slots: claims at once; WORKER_SLOTS.
+    """
+    _become("worker", () if slots is None else ("--slots", str(slots)))
+
+
+@app.command
+def sandbox(*words: str) -> None:
+    """Run the pretend Graph API in the foreground; options go behind `--`."""
+    _become("worker.sandbox", words)
+
+
+@app.command
+def migrate(*, check: bool = False) -> None:
+    """Bring the database up to date.
+
+    Args:
+        check: change nothing; say whether it is.
+    """
+    _become("shared.migrate", ("--check",) if check else ())
+
+
+def main() -> int:
+    """Run one command; return its exit code. Never shows a traceback."""
+    try:
+        result = app()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else USAGE
+    except SettingsError as error:
+        return _say(error, USAGE)
+    except RequestError as error:
+        return _say(error, NO)
+    except (DrumbeatError, OSError) as error:
+        return _say(error, UNREACHABLE)
+    except Exception:  # noqa: BLE001 - the edge: a bug goes to a file, not to the reader
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="drumbeat-", suffix=".txt", delete=False
+        ) as file:
+            file.write(traceback.format_exc())
+        return _say(f"this is a bug of ours; its traces are in {file.name}", BUG)
+    return result if isinstance(result, int) else OK
+
+
+def _say(error: object, code: int) -> int:
+    sys.stderr.write(f"drumbeat: {error}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
