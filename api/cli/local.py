@@ -257,8 +257,9 @@ async def _campaign(local: Local, count: int, rate: float) -> int:
 def _summary(local: Local, job: dict[str, Any], rate: float) -> int:
     told = job["progress"]
     lines = [json.loads(line) for line in local.ledger.read_text().splitlines()]
-    sent = Counter(str(line.get("to")) for line in lines if line.get("wamid"))
-    times = sorted(float(line["at_ms"]) for line in lines if line.get("wamid") and "at_ms" in line)
+    taken = [line for line in lines if line["verdict"] == "accepted"]
+    sent = Counter(line["delivered"] for line in taken)
+    times = sorted(line["t_ms"] for line in taken)
     span_s = (times[-1] - times[0]) / 1000 if len(times) > 1 else 0.0
     duplicates = sum(1 for number in sent.values() if number > 1)
     reasons = ", ".join(f"{n} x {code}" for code, n in told["by_code"].items()) or "none"
@@ -267,7 +268,7 @@ def _summary(local: Local, job: dict[str, Any], rate: float) -> int:
     sys.stdout.write(
         f"\n  sent        {told['sent']} of {told['total']}\n"
         f"  failed      {told['failed']} ({reasons})\n"
-        f"  unknown     {told['unknown']}  in the killed worker's hands: Graph may have taken them,\n"
+        f"  unknown     {told['unknown']}  were in the killed worker's hands: Graph may have them,\n"
         f"              so they are not sent a second time\n"
         f"  rate        asked {rate:g}/s, held {held}\n"
         f"  duplicates  {duplicates} in the sandbox's ledger\n"
