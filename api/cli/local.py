@@ -176,7 +176,12 @@ class Local:
             stderr=asyncio.subprocess.PIPE,
             env=self.env,
         )
-        out, err = await process.communicate(stdin.encode())
+        try:
+            out, err = await process.communicate(stdin.encode())
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
         if process.returncode:
             raise ChildError(f"{module} failed:\n{err.decode(errors='replace')}")
         return out.decode()
@@ -268,7 +273,7 @@ def _summary(local: Local, job: dict[str, Any], rate: float) -> int:
     sys.stdout.write(
         f"\n  sent        {told['sent']} of {told['total']}\n"
         f"  failed      {told['failed']} ({reasons})\n"
-        f"  unknown     {told['unknown']}  were in the killed worker's hands: Graph may have them,\n"
+        f"  unknown     {told['unknown']}  in the killed worker's hands: Graph may have them,\n"
         f"              so they are not sent a second time\n"
         f"  rate        asked {rate:g}/s, held {held}\n"
         f"  duplicates  {duplicates} in the sandbox's ledger\n"
