@@ -32,7 +32,7 @@ def rendered(file: str, environ: dict[str, str] | None = None) -> dict[str, Any]
             return word if given.get(name) else ""
         return given.get(name) or word or ("x" * 64 if name.startswith("SERVICE_") else "")
 
-    def filled(node: Any) -> Any:  # noqa: ANN401 - YAML
+    def filled(node: Any) -> Any:
         if isinstance(node, str):
             return _VARIABLE.sub(value, node)
         if isinstance(node, list):
