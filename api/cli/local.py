@@ -85,7 +85,8 @@ class Local:
 
     async def start(self, workers: int, sandbox: list[str] | None) -> None:
         """Start everything; return when the API takes requests."""
-        for name in await reap(self.home):
+        places = (self.home, self.home / "valkey", self.home / "postgres")
+        for name in [name for place in places for name in await reap(place)]:
             _say.print(f"ended {name}, left over from an earlier run")
         await asyncio.gather(self._start_valkey(), self._start_postgres())
         await self._run("shared.migrate")
@@ -149,14 +150,12 @@ class Local:
 
     async def _start_valkey(self) -> None:
         if not self.env.get("REDIS_URL"):
-            await reap(self.home / "valkey")
             self._valkey = Valkey(self.home / "valkey")
             await self._valkey.start()
             self.env["REDIS_URL"] = self._valkey.url
 
     async def _start_postgres(self) -> None:
         if not self.env.get("DATABASE_URL"):
-            await reap(self.home / "postgres")
             if os.geteuid() == 0:
                 # PostgreSQL runs as uid 65534 then, and must pass; nobody else may.
                 os.chown(self.home, 0, 65534)
