@@ -36,7 +36,7 @@ local base = chunk * size
 local length = math.min(size, num(h[4]) - base)
 local bytes = {string.byte(call('GETRANGE', k .. ':states', int(base), int(base + length - 1)), 1, -1)}
 local delta, reasons, kept, dues, applied, dirty = {}, {}, {}, {}, 0, false
-local trips, others, trip_reason = 0, 0, nil
+local trips, run_now, others, trip_reason = 0, 0, 0, nil
 
 local function move(x, new)
   local old = bytes[x]
@@ -70,7 +70,11 @@ for i = 1, #facts, 9 do
         kept[#kept + 1] = string.sub(facts, i, i + 8)
         local reason = (r1 % 128) * 256 + r2
         if state == 3 or state == 5 then reasons[reason] = (reasons[reason] or 0) + 1 end
-        if state == 3 and r1 >= 128 then trips = trips + 1; trip_reason = reason else others = others + 1; if trips > 0 then trips = 0 end end
+        if state == 3 and r1 >= 128 then
+          trips, run_now, trip_reason = trips + 1, run_now + 1, reason
+        else
+          others, run_now = others + 1, 0
+        end
       end
     end
   end
@@ -177,7 +181,7 @@ if #kept > 0 and (trips > 0 or others > 0) then
   local total, run = num(b[2]), num(b[3])
   if trip_reason and b[1] ~= int(trip_reason) then total, run = 0, 0 end
   if others > 0 then run = 0 end
-  run, total = run + trips, total + trips
+  run, total = run + run_now, total + trips
   local since = num(b[4]) + #kept
   call('HSET', k, 'trip_code', trip_reason and int(trip_reason) or (b[1] or ''), 'trips', int(total),
        'trip_run', int(run), 'since', int(since))

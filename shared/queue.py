@@ -1,0 +1,872 @@
+"""The Redis door: jobs, claims, facts. Knows nothing of HTTP or Graph."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Literal, TypeVar, cast
+
+import msgspec
+from redis.asyncio import Connection, Redis
+from redis.exceptions import (
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from shared import keys
+from shared.connect import open_redis
+from shared.errors import QueueError
+from shared.models import (
+    Begun,
+    Chunk,
+    Claim,
+    ControlResult,
+    EventNote,
+    Go,
+    JobSpec,
+    JobStatus,
+    OutcomeEntry,
+    Refused,
+    Reported,
+    SenderStatus,
+    ServerInfo,
+    ShardStats,
+    SubmitResult,
+    Tally,
+    Ticked,
+    Wait,
+)
+from shared.scripts import NAMES, Argument, Script
+from shared.settings import Settings
+
+# A script may run twice, so the door repeats it: at most 3 tries within 2 s (pitfalls R1).
+TRIES: Final = 3
+_PAUSES_S: Final = (0.1, 0.5)
+SPEED_TAU_MS: Final = 5000  # time constant of the moving average in prelude.lua
+_REFUSALS: Final = ("OOM", "READONLY", "LOADING", "MISCONF", "NOAUTH", "WRONGPASS", "NOPERM")
+_decode_chunk: Final = msgspec.msgpack.Decoder(Chunk).decode
+_T = TypeVar("_T")
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _pairs(flat: Sequence[object]) -> dict[str, bytes]:
+    return {_text(flat[i]): cast("bytes", flat[i + 1]) for i in range(0, len(flat), 2)}
+
+
+def _int(fields: dict[str, bytes], name: str) -> int:
+    return int(float(fields.get(name) or 0))
+
+
+def _float(fields: dict[str, bytes], name: str) -> float:
+    return float(fields.get(name) or 0)
+
+
+def _error_of(error: Exception) -> QueueError:
+    """Translate what redis-py raised; say whether anything can have happened."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
+        return QueueError("Redis is full", refused=True, full=True)
+    refused = isinstance(error, ReadOnlyError) or text.startswith(_REFUSALS)
+    refused = refused or text.startswith("Error") and "connecting to" in text
+    return QueueError(f"Redis: {type(error).__name__}", refused=refused)
+
+
+class Queue:
+    """Jobs in Redis, over all shards.
+
+    Every method is one round trip unless it says so, may be repeated, and raises QueueError.
+
+    Args:
+        settings: REDIS_URL, QUEUE_SHARDS, leases and limits.
+        commands, reads: a client for scripts and one for blocking reads, for each shard.
+        shebang: False where the server's Lua does not know `#!lua` (fakeredis).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        commands: list[Redis],
+        reads: list[Redis],
+        visitors: Redis,
+        *,
+        shebang: bool = True,
+    ) -> None:
+        """Borrow the clients."""
+        self.settings = settings
+        self.shards = len(commands)
+        self.visitors = visitors
+        self._commands = commands
+        self._reads = reads
+        self._scripts = {name: Script(name, shebang=shebang) for name in NAMES}
+
+    @classmethod
+    async def open(cls, settings: Settings) -> Queue:
+        """Open two clients a shard and one for visitors; nothing is sent yet."""
+        commands, reads = [], []
+        for shard in range(settings.queue_shards):
+            hook = _hold_hook(shard, settings)
+            commands.append(open_redis(settings, on_connect=hook))
+            reads.append(open_redis(settings, blocking=True, on_connect=hook))
+        return cls(settings, commands, reads, open_redis(settings))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for client in [*self._commands, *self._reads, self.visitors]:
+            await client.aclose()
+
+    # -- running scripts -------------------------------------------------------------------
+
+    async def _try(self, act: Callable[[], Awaitable[_T]], tries: int = TRIES) -> _T:
+        for turn in range(tries):
+            try:
+                return await act()
+            except (RedisError, OSError, TimeoutError) as error:
+                last = _error_of(error)
+                if last.refused or turn == tries - 1:
+                    raise last from error
+                await asyncio.sleep(_PAUSES_S[min(turn, 1)])
+        raise AssertionError
+
+    async def _run(self, name: str, shard: int, *args: Argument) -> Any:
+        script, client = self._scripts[name], self._commands[shard]
+        full: list[Argument] = [keys.tag(shard), *args]
+        return await self._try(lambda: script.run(client, [keys.gate(shard)], full))
+
+    async def _run_many(self, name: str, shard: int, calls: list[list[Argument]]) -> list[Any]:
+        """Run one script many times in one pipeline; each result is looked at by itself."""
+        script, client, gate = self._scripts[name], self._commands[shard], keys.gate(shard)
+        tag = keys.tag(shard)
+
+        async def act() -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            for args in calls:
+                pipe.evalsha(script.sha, 1, gate, tag, *args)
+            results = await pipe.execute(raise_on_error=False)
+            for i, result in enumerate(results):
+                if isinstance(result, NoScriptError):
+                    results[i] = await client.eval(script.text, 1, gate, tag, *calls[i])
+                elif isinstance(result, Exception):
+                    raise result
+            return list(results)
+
+        return await self._try(act)
+
+    # -- jobs ------------------------------------------------------------------------------
+
+    async def stage(self, job_id: str, first_chunk: int, chunks: list[bytes]) -> None:
+        """Append encoded chunks, together at most 1 MB, before the job is known."""
+        await self._run("stage", keys.shard_of(job_id), job_id, first_chunk, *chunks)
+
+    async def submit(self, spec: JobSpec) -> SubmitResult:
+        """Make a staged job known and release its first portions."""
+        reply = await self._run("submit", keys.shard_of(spec.id), spec.id, *_hash_of(spec))
+        return _submitted(reply)
+
+    async def restore(
+        self, spec: JobSpec, states: bytes, cursor: int, counters: dict[str, int]
+    ) -> SubmitResult:
+        """Make a lost job known again, with its states; chunks from `cursor` on are staged."""
+        flat: list[Argument] = [x for pair in counters.items() for x in pair]
+        reply = await self._run(
+            "restore", keys.shard_of(spec.id), spec.id, states, cursor, len(flat), *flat, *_hash_of(spec)
+        )
+        return _submitted(reply)
+
+    async def control(
+        self, job_id: str, action: str, *, by: str = "", reason: str = "", value: str = ""
+    ) -> ControlResult:
+        """Pause, resume, cancel or expire a job, or change its rate, priority or times."""
+        kind, state, version, event = await self._run(
+            "control", keys.shard_of(job_id), job_id, action, by, reason, value
+        )
+        word = cast("Literal['ok', 'same', 'conflict', 'gone']", _text(kind))
+        return ControlResult(word, _text(state), int(version), _text(event))
+
+    async def reserve(self, job_id: str, mark: int) -> None:
+        """Raise the position up to which a job may be released."""
+        await self._run("reserve", keys.shard_of(job_id), job_id, mark)
+
+    async def archived(self, job_id: str, version: int) -> None:
+        """Start the TTL of a job whose end PostgreSQL has committed."""
+        ttl = self.settings.job_ttl_s
+        await self._run("archived", keys.shard_of(job_id), job_id, version, ttl)
+
+    async def totals(
+        self, job_id: str, version: int, delivered: int, read: int, undelivered: int
+    ) -> None:
+        """Set a job's receipts when `version` is newer than what Redis has."""
+        await self._run(
+            "totals", keys.shard_of(job_id), job_id, version, delivered, read, undelivered
+        )
+
+    async def exists(self, job_ids: list[str]) -> list[bool]:
+        """Tell for each job whether Redis knows it; one pipeline a shard."""
+        found: dict[str, bool] = {}
+        for shard, ids in self._by_shard(job_ids).items():
+            client = self._commands[shard]
+
+            async def act(client: Redis = client, ids: list[str] = ids) -> list[Any]:
+                pipe = client.pipeline(transaction=False)
+                for job_id in ids:
+                    pipe.exists(keys.job(job_id))
+                return list(await pipe.execute())
+
+            found.update(zip(ids, map(bool, await self._try(act)), strict=True))
+        return [found[job_id] for job_id in job_ids]
+
+    async def states(self, job_id: str) -> bytes:
+        """Return a job's state bytes; empty when Redis does not know the job."""
+        client = self._commands[keys.shard_of(job_id)]
+        return cast("bytes", await self._try(lambda: client.get(keys.states(job_id))) or b"")
+
+    async def message(self, job_id: str) -> tuple[str, bytes, str] | None:
+        """Return a job's sender id, message and `on_unknown`; None when it is gone."""
+        client = self._commands[keys.shard_of(job_id)]
+        reply = await self._try(
+            lambda: client.hmget(keys.job(job_id), ["sender", "message", "on_unknown", "vars"])
+        )
+        if reply[0] is None:
+            return None
+        return _text(reply[0]), cast("bytes", reply[1]), _text(reply[2])
+
+    async def variables(self, job_id: str) -> list[str]:
+        """Return the names of a job's placeholders, in the order of `Chunk.values`."""
+        client = self._commands[keys.shard_of(job_id)]
+        raw = await self._try(lambda: client.hget(keys.job(job_id), "vars"))
+        return msgspec.json.decode(raw, type=list[str]) if raw else []
+
+    async def statuses(self, job_ids: list[str]) -> list[JobStatus | None]:
+        """Return what Redis knows of each job; two pipelines a shard: jobs, then their senders."""
+        found: dict[str, JobStatus] = {}
+        for shard, ids in self._by_shard(job_ids).items():
+            hashes, gate, now_ms = await self._read_hashes(shard, ids)
+            known = sorted({_text(h["sender"]) for h in hashes if h})
+            senders = {s.id: s for s in await self._sender_statuses(shard, known)}
+            for job_id, fields in zip(ids, hashes, strict=True):
+                if fields:
+                    sender = senders[_text(fields["sender"])]
+                    found[job_id] = _status_of(job_id, fields, sender, gate, now_ms)
+        return [found.get(job_id) for job_id in job_ids]
+
+    async def _read_hashes(
+        self, shard: int, ids: list[str]
+    ) -> tuple[list[dict[str, bytes]], dict[str, bytes], int]:
+        client = self._commands[shard]
+
+        async def act() -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hgetall(keys.job(job_id))
+            pipe.hmget(keys.gate(shard), ["off", "unreachable"])
+            pipe.zcard(f"{keys.tag(shard)}off")
+            pipe.time()
+            return list(await pipe.execute())
+
+        *raw, gate, switched, time = await self._try(act)
+        off = b"1" if gate[0] == b"1" or switched else b""
+        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        hashes = [{_text(k): v for k, v in h.items()} for h in raw]
+        return hashes, {"off": off, "unreachable": gate[1] or b""}, now_ms
+
+    # -- senders ---------------------------------------------------------------------------
+
+    async def sender(
+        self,
+        shard: int,
+        sender_id: str,
+        *,
+        version: int,
+        rate: float,
+        burst: float,
+        paused: bool,
+        why: str,
+        blocked_until_ms: int = 0,
+    ) -> bool:
+        """Tell a shard of a sender; False when it has seen this version and rate.
+
+        Args:
+            shard: where the sender lives.
+            sender_id: which one.
+            version: of its row in PostgreSQL.
+            rate: messages per second; 0 = no limit.
+            burst: messages; 0 = a quarter of a second of the rate.
+            paused: nothing is released until it is not.
+            why: shown as the reason of a pause or block.
+            blocked_until_ms: nothing is released before, server clock; 0 = not blocked.
+        """
+        reply = await self._run(
+            "sender", shard, sender_id, version, rate, burst, int(paused), why, blocked_until_ms
+        )
+        return _text(reply) == "1"
+
+    async def sender_versions(self, shard: int, ids: list[str]) -> list[int]:
+        """Return the version Redis has of each sender; 0 = none."""
+        client = self._commands[shard]
+
+        async def act() -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            for sender_id in ids:
+                pipe.hget(keys.sender(shard, sender_id), "version")
+            return list(await pipe.execute())
+
+        return [int(v or 0) for v in await self._try(act)] if ids else []
+
+    async def sender_status(self, shard: int, sender_id: str) -> SenderStatus:
+        """Return what Redis knows of a sender."""
+        return (await self._sender_statuses(shard, [sender_id]))[0]
+
+    async def _sender_statuses(self, shard: int, ids: list[str]) -> list[SenderStatus]:
+        if not ids:
+            return []
+        client = self._commands[shard]
+
+        async def act() -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            for sender_id in ids:
+                pipe.hgetall(keys.sender(shard, sender_id))
+                pipe.zcard(keys.sender_jobs(shard, sender_id))
+            return list(await pipe.execute())
+
+        raw = await self._try(act)
+        out = []
+        for i, sender_id in enumerate(ids):
+            fields = {_text(k): v for k, v in raw[2 * i].items()}
+            out.append(_sender_of(sender_id, fields, int(raw[2 * i + 1])))
+        return out
+
+    # -- claims ----------------------------------------------------------------------------
+
+    async def claim(self, shard: int, worker: str, count: int, block_ms: int) -> list[Claim]:
+        """Take up to `count` claims; wait up to `block_ms` for the first. Never cancel it."""
+        client, key = self._reads[shard], keys.ready(shard)
+
+        async def act() -> list[Any]:
+            reply = await client.xreadgroup(
+                keys.GROUP_WORKERS, worker, {key: ">"}, count=count, block=block_ms
+            )
+            return _entries(reply)
+
+        entries = await self._read(shard, act, keys.GROUP_WORKERS, key)
+        return [_claim_of(shard, entry, fields) for entry, fields in entries]
+
+    async def _read(
+        self, shard: int, act: Callable[[], Awaitable[list[Any]]], group: str, key: str
+    ) -> list[Any]:
+        try:
+            return await act()
+        except ResponseError as error:
+            if "NOGROUP" in str(error):
+                await self._make_group(shard, key, group)
+                return []
+            raise _error_of(error) from error
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _error_of(error) from error
+
+    async def _make_group(self, shard: int, key: str, group: str) -> None:
+        # From 0: a group made at `$` misses what was there before (pitfalls S10).
+        try:
+            await self._commands[shard].xgroup_create(key, group, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise _error_of(error) from error
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _error_of(error) from error
+
+    async def prepare(self, shard: int) -> None:
+        """Make both groups of a shard; harmless when they are there."""
+        await self._make_group(shard, keys.ready(shard), keys.GROUP_WORKERS)
+        await self._make_group(shard, keys.outcomes(shard), keys.GROUP_ARCHIVE)
+
+    async def begin(self, worker: str, claims: list[Claim]) -> list[Begun]:
+        """Ask for each claim of one shard whether, when and with what it may start."""
+        if not claims:
+            return []
+        calls: list[list[Argument]] = [[worker, c.entry, c.job, c.chunk] for c in claims]
+        replies = await self._run_many("begin", claims[0].shard, calls)
+        return [_begun(reply) for reply in replies]
+
+    async def report(
+        self,
+        worker: str,
+        claim: Claim,
+        *,
+        facts: bytes = b"",
+        record: bytes = b"",
+        intents: bytes = b"",
+        throttled_ms: int | None = None,
+        latency_ms: int = 0,
+        done: bool = False,
+    ) -> Reported:
+        """Tell what is known of a claim's recipients.
+
+        Args:
+            worker: consumer name.
+            claim: the claim, whose entry id proves the ownership.
+            facts: packed `Fact`s, 9 bytes each.
+            record: msgpack list of `Detail` for the archive.
+            intents: packed `Intent`s of what may leave next.
+            throttled_ms: Graph said slow down, for so long (0 = it did not say how long).
+            latency_ms: mean answer time, with `done`.
+            done: close the claim; every `retry` and `pending` is in `facts` with its due.
+        """
+        reply = await self._run(
+            "report",
+            claim.shard,
+            worker,
+            claim.entry,
+            claim.job,
+            claim.chunk,
+            facts,
+            record,
+            intents,
+            "" if throttled_ms is None else throttled_ms,
+            latency_ms,
+            claim.offsets,
+            int(done),
+        )
+        return Reported(
+            _text(reply[0]) == "1", _text(reply[1]), int(reply[2]), int(float(reply[3]))
+        )
+
+    async def tick(
+        self,
+        shard: int,
+        worker: str,
+        *,
+        slots: int,
+        told: str = "",
+        entries: Sequence[str] = (),
+        jobs: Sequence[str] = (),
+        unreachable: bool = False,
+    ) -> Ticked:
+        """Give a sign of life, and learn what must stop; never repeated by the door itself."""
+        s = self.settings
+        args: list[Argument] = [
+            worker,
+            slots,
+            s.bulk_concurrency,
+            s.worker_lease_ms,
+            told,
+            s.outcomes_max,
+            s.events_max,
+            "1" if unreachable else "",
+            len(entries),
+            *entries,
+            *jobs,
+        ]
+        script, client = self._scripts["tick"], self._commands[shard]
+        full: list[Argument] = [keys.tag(shard), *args]
+        reply: Any = await self._try(
+            lambda: script.run(client, [keys.gate(shard)], full), tries=1
+        )
+        return Ticked(
+            wiped=_text(reply[0]) == "wiped",
+            now_ms=int(reply[1]),
+            run=_text(reply[2]),
+            held_ms=int(reply[3]),
+            off=_text(reply[4]) == "1",
+            next_timer_ms=int(reply[5]),
+            stop=[_text(job) for job in reply[6]],
+            reaped=[_text(name) for name in reply[7]],
+            requeued=int(reply[8]),
+        )
+
+    async def leave(self, shard: int, worker: str) -> bool:
+        """Put back what a worker holds and forget it; False: call again."""
+        return _text(await self._run("leave", shard, worker)) == "1"
+
+    async def hold(self, shard: int, run: str) -> str:
+        """Say which server answers; returns `born`. What every new connection does first."""
+        return _text(await self._run("hold", shard, run, self.settings.worker_lease_ms))
+
+    async def switch(self, shard: int, process: str, for_ms: int) -> bool:
+        """Switch sending off in a process's name for `for_ms` (0 = on again); returns: is off."""
+        return _text(await self._run("switch", shard, process, for_ms)) == "1"
+
+    # -- outcomes and events ----------------------------------------------------------------
+
+    async def low(self, shard: int, count: int = 200) -> list[tuple[str, int, int]]:
+        """Return jobs close to their mark as (job, reserved, step); two round trips."""
+        client = self._commands[shard]
+        members = await self._try(lambda: client.srandmember(keys.low(shard), count))
+        ids = [_text(member) for member in members or []]
+        if not ids:
+            return []
+
+        async def act() -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hmget(keys.job(job_id), ["reserved", "step"])
+            return list(await pipe.execute())
+
+        rows = await self._try(act)
+        return [(j, int(r[0] or 0), int(r[1] or 0)) for j, r in zip(ids, rows, strict=True)]
+
+    async def read_outcomes(
+        self, shard: int, consumer: str, count: int = 200, block_ms: int = 500
+    ) -> list[OutcomeEntry]:
+        """Take new entries for the archive; wait up to `block_ms` for the first."""
+        client, key = self._archive_reads(shard), keys.outcomes(shard)
+
+        async def act() -> list[Any]:
+            reply = await client.xreadgroup(
+                keys.GROUP_ARCHIVE, consumer, {key: ">"}, count=count, block=block_ms
+            )
+            return _entries(reply)
+
+        entries = await self._read(shard, act, keys.GROUP_ARCHIVE, key)
+        return [_outcome_of(entry, fields) for entry, fields in entries]
+
+    def _archive_reads(self, shard: int) -> Redis:
+        # The pool of this client opens a connection of its own for each blocked reader.
+        return self._reads[shard]
+
+    async def claim_stale_outcomes(
+        self, shard: int, consumer: str, cursor: str, idle_ms: int = 30_000
+    ) -> tuple[str, list[OutcomeEntry]]:
+        """Take over entries whose reader died; carry the returned cursor (pitfalls S4)."""
+        client, key = self._commands[shard], keys.outcomes(shard)
+        try:
+            reply = await client.xautoclaim(
+                key, keys.GROUP_ARCHIVE, consumer, idle_ms, start_id=cursor, count=200
+            )
+        except ResponseError as error:
+            if "NOGROUP" in str(error):
+                await self._make_group(shard, key, keys.GROUP_ARCHIVE)
+                return "0-0", []
+            raise _error_of(error) from error
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _error_of(error) from error
+        entries = [
+            _outcome_of(_text(e), {_text(k): v for k, v in f.items()}) for e, f in reply[1] if f
+        ]
+        return _text(reply[0]), entries
+
+    async def ack_outcomes(self, shard: int, entries: list[str]) -> None:
+        """Acknowledge and delete entries whose effect is committed."""
+        if not entries:
+            return
+        client, key = self._commands[shard], keys.outcomes(shard)
+
+        async def act() -> list[Any]:
+            pipe = client.pipeline(transaction=True)
+            pipe.xack(key, keys.GROUP_ARCHIVE, *entries)
+            pipe.xdel(key, *entries)
+            return list(await pipe.execute())
+
+        await self._try(act)
+
+    async def read_events(
+        self, shard: int, after: str, block_ms: int = 1000, count: int = 500
+    ) -> list[EventNote]:
+        """Return change notes after an id; wait up to `block_ms` for the first."""
+        client, key = self._reads[shard], keys.events(shard)
+
+        async def act() -> list[Any]:
+            reply = await client.xread({key: after}, count=count, block=block_ms)
+            return _entries(reply)
+
+        try:
+            entries = await act()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _error_of(error) from error
+        return [
+            EventNote(entry, _text(fields["j"]), fields.get("e") == b"1")
+            for entry, fields in entries
+        ]
+
+    async def last_event(self, shard: int) -> str:
+        """Return the id of the newest change note; `0-0` when there is none."""
+        client = self._commands[shard]
+        last = await self._try(lambda: client.xrevrange(keys.events(shard), count=1))
+        return _text(last[0][0]) if last else "0-0"
+
+    # -- the server ------------------------------------------------------------------------
+
+    async def born(self, shard: int) -> str:
+        """Return the id written when the shard was first used; '' after a wipe."""
+        client = self._commands[shard]
+        return _text(await self._try(lambda: client.hget(keys.gate(shard), "born")) or b"")
+
+    async def give_born(self, shard: int, born: str) -> str:
+        """Write `born` if there is none; return the one in force."""
+        client = self._commands[shard]
+        await self._try(lambda: client.hsetnx(keys.gate(shard), "born", born))
+        return await self.born(shard)
+
+    async def probe(self) -> None:
+        """Write to every shard: a full disk refuses writes and answers reads (pitfalls V2)."""
+        for shard, client in enumerate(self._commands):
+            key = f"{keys.tag(shard)}probe"
+
+            async def act(client: Redis = client, key: str = key) -> object:
+                return await client.set(key, "1", ex=10)
+
+            await self._try(act, tries=1)
+
+    async def server_info(self, shard: int = 0) -> ServerInfo:
+        """Return what the server says of itself."""
+        client = self._commands[shard]
+        info: dict[str, Any] = await self._try(client.info)
+        return ServerInfo(
+            version=str(info.get("valkey_version") or info.get("redis_version") or ""),
+            run=str(info.get("run_id", "")),
+            used_bytes=int(info.get("used_memory", 0)),
+            max_bytes=int(info.get("maxmemory", 0)),
+            is_aof=bool(info.get("aof_enabled", 0)),
+            policy=str(info.get("maxmemory_policy", "")),
+            is_persistence_ok=info.get("aof_last_write_status", "ok") == "ok",
+        )
+
+    async def stats(self, shard: int, minutes: list[int]) -> ShardStats:
+        """Return what a shard is doing; `minutes` are epoch minutes. Two pipelines."""
+        client, tag = self._commands[shard], keys.tag(shard)
+        sender_ids = await self._sender_ids(shard)
+
+        async def act() -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            pipe.xlen(keys.ready(shard))
+            pipe.xlen(keys.outcomes(shard))
+            pipe.xlen(keys.events(shard))
+            pipe.zrange(f"{tag}workers", 0, -1, withscores=True)
+            pipe.hvals(f"{tag}slots")
+            pipe.time()
+            pipe.hget(keys.gate(shard), "off")
+            pipe.zcard(f"{tag}off")
+            pipe.xrange(keys.ready(shard), count=1)
+            pipe.xrange(keys.outcomes(shard), count=1)
+            for minute in minutes:
+                pipe.hgetall(f"{tag}minute:{minute}")
+            return list(await pipe.execute())
+
+        raw = await self._try(act)
+        ready, outcomes, events, workers, slots, time, off, switched, head, oldest, *counts = raw
+        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        return ShardStats(
+            ready=ready,
+            outcomes=outcomes,
+            outcomes_pending=await self._pending(shard),
+            events=events,
+            ready_age_ms=_age(now_ms, head),
+            outcomes_age_ms=_age(now_ms, oldest),
+            workers={_text(w): max(0, now_ms - int(at)) for w, at in workers},
+            slots=sum(int(n) for n in slots),
+            senders=await self._sender_statuses(shard, sender_ids),
+            minutes=[{_text(k): int(v) for k, v in c.items()} for c in counts],
+            is_off=off == b"1" or bool(switched),
+        )
+
+    async def _pending(self, shard: int) -> int:
+        client = self._commands[shard]
+        try:
+            summary = await client.xpending(keys.outcomes(shard), keys.GROUP_ARCHIVE)
+        except ResponseError:
+            return 0
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _error_of(error) from error
+        return int(summary["pending"])
+
+    async def _sender_ids(self, shard: int) -> list[str]:
+        client, prefix = self._commands[shard], keys.sender(shard, "")
+        found = set()
+
+        async def act() -> None:
+            async for key in client.scan_iter(match=f"{prefix}*", count=500):
+                name = _text(key)[len(prefix) :]
+                if not name.endswith(":jobs"):
+                    found.add(name)
+
+        await self._try(act)
+        return sorted(found)
+
+    def _by_shard(self, job_ids: Sequence[str]) -> dict[int, list[str]]:
+        out: dict[int, list[str]] = {}
+        for job_id in job_ids:
+            shard = keys.shard_of(job_id)
+            if shard < self.shards:
+                out.setdefault(shard, []).append(job_id)
+        return out
+
+
+def _hold_hook(shard: int, settings: Settings) -> Callable[[Connection], Awaitable[None]]:
+    """Return what each new connection does first: tell the shard which server this is."""
+    script = Script("hold")
+
+    async def hook(connection: Connection) -> None:
+        await connection.on_connect()
+        await connection.send_command("INFO", "server")
+        info = await connection.read_response()
+        text = _text(info if not isinstance(info, dict) else "")
+        run = next(
+            (line[7:].strip() for line in text.splitlines() if line.startswith("run_id:")), ""
+        )
+        await connection.send_command(
+            "EVAL", script.text, 1, keys.gate(shard), keys.tag(shard), run, settings.worker_lease_ms
+        )
+        await connection.read_response()
+
+    return hook
+
+
+def _hash_of(spec: JobSpec) -> list[Argument]:
+    return [
+        "sender", spec.sender, "owner", spec.owner, "recipients", spec.recipients,
+        "chunk_size", spec.chunk_size, "reserved", spec.reserved, "step", spec.step,
+        "message", spec.message, "vars", msgspec.json.encode(spec.vars),
+        "rate", spec.rate, "weight", spec.weight, "scheduled_ms", spec.scheduled_ms,
+        "expires_ms", spec.expires_ms, "on_unknown", spec.on_unknown,
+        "created_ms", spec.created_ms, "version", spec.version,
+    ]  # fmt: skip
+
+
+def _submitted(reply: Any) -> SubmitResult:
+    kind = cast("Literal['made', 'exists', 'missing']", _text(reply[0]))
+    return SubmitResult(kind, _text(reply[1]), _text(reply[2]), int(reply[3]))
+
+
+def _entries(reply: Any) -> list[tuple[str, dict[str, bytes]]]:
+    """Return the entries of one stream, from either shape of redis-py's answer."""
+    if not reply:
+        return []
+    rows = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
+    if rows and isinstance(rows[0], list) and rows[0] and isinstance(rows[0][0], (list, tuple)):
+        rows = rows[0]
+    return [
+        (_text(entry), {_text(k): v for k, v in fields.items()}) for entry, fields in rows if fields
+    ]
+
+
+def _claim_of(shard: int, entry: str, f: dict[str, bytes]) -> Claim:
+    return Claim(
+        shard=shard,
+        entry=entry,
+        job=_text(f["j"]),
+        chunk=int(f["c"]),
+        offsets=f["o"],
+        size=int(f["n"]),
+        start_ms=int(f["s"]),
+        gap_us=int(f["g"]),
+        delivery=int(f["d"]),
+    )
+
+
+def _begun(reply: Any) -> Begun:
+    word = _text(reply[0])
+    if word == "wait":
+        return Wait(int(reply[1]))
+    if word != "go":
+        return Refused(cast("Literal['lost', 'gone', 'back']", word))
+    return Go(
+        now_ms=int(reply[1]),
+        start_ms=int(reply[2]),
+        gap_us=int(reply[3]),
+        job_state=_text(reply[4]),
+        expires_ms=int(float(reply[5])),
+        chunk=_decode_chunk(reply[6]),
+        states=reply[7],
+    )
+
+
+def _outcome_of(entry: str, f: dict[str, bytes]) -> OutcomeEntry:
+    kind, job = _text(f["k"]), _text(f["j"])
+    if kind == "facts":
+        return OutcomeEntry(
+            entry, "facts", job, chunk=int(f["c"]), chunk_size=int(f["z"]), facts=f["f"], record=f["d"]
+        )
+    if kind == "range":
+        packed = f["p"]
+        numbers = struct.unpack(f">{len(packed) // 4}I", packed)
+        pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+        return OutcomeEntry(
+            entry, "range", job, state=int(f["s"]), reason=int(f["r"]), ranges=pairs
+        )
+    return OutcomeEntry(
+        entry,
+        "state",
+        job,
+        job_state=_text(f["s"]),
+        version=int(f["v"]),
+        by=_text(f["b"]),
+        text=_text(f["r"]),
+        event=_text(f["e"]),
+        at_ms=int(f["t"]),
+        started_ms=int(float(f["a"])),
+        finished_ms=int(float(f["f"])),
+    )
+
+
+def _sender_of(sender_id: str, f: dict[str, bytes], jobs: int) -> SenderStatus:
+    return SenderStatus(
+        id=sender_id,
+        rate=_float(f, "rate_now") or _float(f, "rate_max"),
+        rate_max=_float(f, "rate_max"),
+        paused=f.get("paused") == b"1",
+        why=_text(f.get("why", b"")),
+        blocked_until_ms=_int(f, "blocked_until"),
+        jobs=jobs,
+        backlog=max(0, _int(f, "backlog")),
+        outstanding=_int(f, "outstanding"),
+        known="rate_max" in f,
+    )
+
+
+def tally_of(f: dict[str, bytes]) -> Tally:
+    """Return the counters of a job's hash; what is in none of them is queued."""
+    t = Tally(
+        total=_int(f, "recipients"),
+        in_flight=_int(f, "in_flight"),
+        retrying=_int(f, "retrying"),
+        sent=_int(f, "sent"),
+        failed=_int(f, "failed"),
+        skipped=_int(f, "skipped"),
+        cancelled=_int(f, "cancelled"),
+        unknown=_int(f, "unknown"),
+    )
+    t.queued = t.total - t.in_flight - t.retrying - t.done
+    return t
+
+
+def _status_of(
+    job_id: str, f: dict[str, bytes], sender: SenderStatus, gate: dict[str, bytes], now_ms: int
+) -> JobStatus:
+    age_ms = max(0, now_ms - _int(f, "speed_at"))
+    return JobStatus(
+        id=job_id,
+        state=_text(f["state"]),
+        owner=_text(f["owner"]),
+        event=_text(f.get("event", b"0-0")),
+        is_ended=f.get("ended") == b"1",
+        tally=tally_of(f),
+        reasons={int(k[3:]): int(v) for k, v in f.items() if k.startswith("by:")},
+        delivered=_int(f, "delivered"),
+        read=_int(f, "read"),
+        undelivered=_int(f, "undelivered"),
+        speed=_float(f, "speed") * math.exp(-age_ms / SPEED_TAU_MS),
+        version=_int(f, "version"),
+        created_ms=_int(f, "created_ms"),
+        started_ms=_int(f, "started_ms"),
+        finished_ms=_int(f, "finished_ms"),
+        expires_ms=_int(f, "expires_ms"),
+        scheduled_ms=_int(f, "scheduled_ms"),
+        reason=_text(f.get("reason", b"")),
+        by=_text(f.get("by", b"")),
+        sender=sender,
+        rate=_float(f, "rate"),
+        weight=_int(f, "weight"),
+        off=gate["off"] == b"1",
+        unreachable=gate["unreachable"] == b"1",
+        cursor=_int(f, "cursor"),
+        reserved=_int(f, "reserved"),
+    )
+
+
+def _age(now_ms: int, head: Any) -> int:
+    return max(0, now_ms - int(_text(head[0][0]).split("-")[0])) if head else 0
