@@ -1,0 +1,302 @@
+"""The queue's core on a real Valkey: each step once, and again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+import pytest
+import redis.asyncio
+
+from shared import settings as settings_module
+from shared.clock import Clock
+from shared.embedded.valkey import Valkey
+from shared.ids import Ids
+from shared.models import (
+    Chunk,
+    Claim,
+    Fact,
+    Go,
+    Intent,
+    JobSpec,
+    Reason,
+    Refused,
+    State,
+    Wait,
+    state_of,
+)
+from shared.queue import Queue
+
+SECRET = "0123456789abcdef0123456789abcdef"  # noqa: S105 - a test's
+MESSAGE = b'{"kind":"text","text":{"body":"hello"}}'
+
+
+@pytest.fixture
+async def raw(valkey: Valkey) -> AsyncIterator[redis.asyncio.Redis]:
+    client = redis.asyncio.Redis.from_url(valkey.url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def queue(valkey: Valkey, raw: redis.asyncio.Redis) -> AsyncIterator[Queue]:
+    assert raw
+    environ = {
+        "REDIS_URL": valkey.url,
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1/none",
+        "BULK_SECRET_KEY": SECRET,
+        "WORKER_BLOCK_MS": "50",
+        "WORKER_LEASE_MS": "2000",
+    }
+    opened = await Queue.open(settings_module.load(environ, None))
+    await opened.give_born(0, "b1")
+    await opened.prepare(0)
+    yield opened
+    await opened.close()
+
+
+async def add_sender(queue: Queue, name: str = "s1", rate: float = 0.0) -> None:
+    await queue.sender(0, name, version=1, rate=rate, burst=0, paused=False, why="")
+
+
+async def submit(
+    queue: Queue, count: int = 120, *, sender: str = "s1", chunk_size: int = 50, **more: object
+) -> str:
+    job = Ids().job_id(0)
+    phones = [15550000000 + i for i in range(count)]
+    chunks = [
+        msgspec.msgpack.encode(Chunk(phones[i : i + chunk_size])) for i in range(0, count, chunk_size)
+    ]
+    await queue.stage(job, 0, chunks)
+    values: dict[str, object] = {"reserved": count, "step": count, "created_ms": 1, **more}
+    spec = JobSpec(job, sender, "u1", count, chunk_size, message=MESSAGE, vars=[], **values)  # type: ignore[arg-type]
+    made = await queue.submit(spec)
+    assert made.kind == "made"
+    return job
+
+
+async def take(queue: Queue, worker: str = "w1", count: int = 64) -> list[tuple[Claim, Go]]:
+    claims = await queue.claim(0, worker, count, 50)
+    begun = await queue.begin(worker, claims)
+    return [(c, b) for c, b in zip(claims, begun, strict=True) if isinstance(b, Go)]
+
+
+async def finish(queue: Queue, claim: Claim, go: Go, worker: str = "w1") -> None:
+    indices = claim.indices(len(go.chunk.phones))
+    await queue.report(worker, claim, intents=b"".join(Intent(i, 1).pack() for i in indices))
+    facts = b"".join(Fact(i, State.SENT, 1).pack() for i in indices)
+    await queue.report(worker, claim, facts=facts, record=b"\x90", latency_ms=100, done=True)
+
+
+async def test_a_job_goes_from_submit_to_its_end_and_is_counted_once(queue: Queue) -> None:
+    await add_sender(queue)
+    job = await submit(queue)
+    claims = await take(queue)
+    assert [c.size for c, _ in claims] == [50, 50, 20]
+    for claim, go in claims:
+        await finish(queue, claim, go)
+        await finish(queue, claim, go)
+    status = (await queue.statuses([job]))[0]
+    assert status is not None
+    assert (status.state, status.tally.sent, status.tally.total) == ("completed", 120, 120)
+    assert status.is_ended
+    notes = await queue.read_events(0, "0-0", 50)
+    assert [n.is_end for n in notes if n.job == job][-1]
+    assert notes[-1].id == status.event
+    entries = await queue.read_outcomes(0, "a1", 200, 50)
+    facts = [e for e in entries if e.kind == "facts"]
+    assert sum(len(e.facts) // 9 for e in facts) == 120
+    assert [e.job_state for e in entries if e.kind == "state"] == ["queued", "running", "completed"]
+    await queue.ack_outcomes(0, [e.entry for e in entries])
+    await queue.archived(job, entries[-1].version)
+    assert (await queue.stats(0, [])).ready == 0
+
+
+async def test_submitting_twice_makes_one_job(queue: Queue) -> None:
+    await add_sender(queue)
+    job = await submit(queue, 10)
+    spec = JobSpec(job, "s1", "u1", 10, 50, 10, 10, MESSAGE, [])
+    assert (await queue.submit(spec)).kind == "exists"
+    missing = JobSpec(Ids().job_id(0), "s1", "u1", 10, 50, 10, 10, MESSAGE, [])
+    refused = await queue.submit(missing)
+    assert (refused.kind, refused.first_missing) == ("missing", 0)
+
+
+async def test_a_sender_that_was_never_pushed_releases_nothing(queue: Queue) -> None:
+    await submit(queue, 10, sender="stranger")
+    assert await take(queue) == []
+    await add_sender(queue, "stranger")
+    assert len(await take(queue)) == 1
+
+
+async def test_a_delayed_fact_never_lowers_a_newer_intent(queue: Queue) -> None:
+    await add_sender(queue)
+    job = await submit(queue, 1)
+    [(claim, _)] = await take(queue)
+    await queue.report("w1", claim, intents=Intent(0, 1).pack())
+    refused = Fact(0, State.RETRY, 1, 20).pack()
+    await queue.report("w1", claim, facts=refused, intents=Intent(0, 2, in_place=True).pack())
+    assert (await queue.report("w1", claim, facts=refused)).applied == 0
+    assert (await queue.states(job)) == bytes([2 << 3 | State.INTENT])
+
+
+async def test_what_is_handed_back_comes_again_and_uses_no_attempt(queue: Queue) -> None:
+    await add_sender(queue)
+    job = await submit(queue, 3)
+    [(claim, _)] = await take(queue)
+    await queue.report("w1", claim, intents=b"".join(Intent(i, 1).pack() for i in range(3)))
+    facts = [Fact(0, State.SENT, 1), Fact(1, State.PENDING, 1), Fact(2, State.RETRY, 1, 20, 600)]
+    await queue.report("w1", claim, facts=b"".join(f.pack() for f in facts), record=b"\x90", done=True)
+    [(again, go)] = await take(queue)
+    assert again.indices(3) == [1]
+    assert go.states[1] == 0
+    status = (await queue.statuses([job]))[0]
+    assert status is not None
+    assert (status.tally.sent, status.tally.retrying, status.tally.queued) == (1, 1, 1)
+
+
+async def test_a_dead_worker_is_reaped_and_its_entry_is_fenced(
+    queue: Queue, eventually: Callable[..., Awaitable[object]]
+) -> None:
+    await add_sender(queue)
+    await submit(queue, 2)
+    await queue.tick(0, "dead", slots=4)
+    [(claim, _)] = await take(queue, "dead")
+    await queue.report("dead", claim, intents=Intent(0, 1).pack())
+
+    async def reaped() -> bool:
+        return "dead" in (await queue.tick(0, "w2", slots=4)).reaped
+
+    await eventually(reaped, within_s=8)
+    [(again, go)] = await take(queue, "w2")
+    assert again.delivery == 2
+    assert state_of(go.states[0]) == State.INTENT
+    stale = await queue.report("dead", claim, intents=Intent(1, 1).pack(), done=True)
+    assert not stale.is_owner
+    late = await queue.report("dead", claim, facts=Fact(0, State.SENT, 1).pack(), record=b"\x90")
+    assert late.applied == 1
+
+
+async def test_a_pause_releases_nothing_more_and_a_cancel_ends_the_rest(queue: Queue) -> None:
+    await add_sender(queue, rate=50)
+    job = await submit(queue, 500)
+    claims = await take(queue)
+    assert claims
+    assert (await queue.control(job, "pause", by="u1")).state == "paused"
+    assert (await queue.control(job, "pause")).kind == "same"
+    ticked = await queue.tick(0, "w1", slots=4, entries=[c.entry for c, _ in claims], jobs=[job])
+    assert ticked.stop == [job]
+    refused = await queue.report("w1", claims[0][0], intents=Intent(0, 1).pack())
+    assert refused.job_state == "paused"
+    assert (await queue.control(job, "resume")).state == "running"
+    assert (await queue.control(job, "cancel", by="u1")).state == "cancelling"
+    for claim, _ in claims:
+        await queue.report("w1", claim, done=True)
+    for claim, _ in await take(queue):
+        await queue.report("w1", claim, done=True)
+    status = (await queue.statuses([job]))[0]
+    assert status is not None
+    assert (status.state, status.tally.cancelled) == ("cancelled", 500)
+    assert set(await queue.states(job)) == {State.CANCELLED}
+
+
+async def test_ten_recipients_behind_many_are_released_at_once(queue: Queue) -> None:
+    await add_sender(queue, rate=80)
+    await submit(queue, 5000)
+    first = await take(queue)
+    small = await submit(queue, 10)
+    for claim, go in first:
+        await finish(queue, claim, go)
+    clock, found, start = Clock(), False, Clock().monotonic()
+    while not found and clock.monotonic() - start < 5:
+        for claim, go in await take(queue):
+            found = found or claim.job == small
+            await finish(queue, claim, go)
+        await queue.tick(0, "w1", slots=4)
+    assert found
+
+
+async def test_a_deadline_skips_what_is_left(
+    queue: Queue, eventually: Callable[..., Awaitable[object]]
+) -> None:
+    await add_sender(queue, rate=10)
+    job = await submit(queue, 100, expires_ms=Clock().now_ms() + 300)
+
+    async def is_over() -> bool:
+        await queue.tick(0, "w1", slots=4)
+        for claim, _ in await take(queue):
+            await queue.report("w1", claim, done=True)
+        status = (await queue.statuses([job]))[0]
+        return status is not None and status.state == "completed"
+
+    await eventually(is_over, within_s=5)
+    status = (await queue.statuses([job]))[0]
+    assert status is not None
+    assert status.tally.skipped == 100
+    assert status.reasons == {Reason.EXPIRED: 100}
+
+
+async def test_a_late_claim_pays_again_or_goes_back(queue: Queue) -> None:
+    await add_sender(queue, rate=100)
+    await submit(queue, 300)
+    claims = await queue.claim(0, "w1", 64, 50)
+    assert len(claims) >= 2
+    await asyncio.sleep(1.2)
+    begun = await queue.begin("w1", claims)
+    starts = [b.start_ms for b in begun if isinstance(b, Go)]
+    assert starts == sorted(starts)
+    assert all(s >= b.now_ms - 251 for s, b in zip(starts, begun, strict=False) if isinstance(b, Go))
+    assert len(starts) < len(claims) or starts[-1] > starts[0]
+    assert all(isinstance(b, Go) or (isinstance(b, Refused) and b.why == "back") for b in begun)
+
+
+async def test_a_shard_without_born_says_wiped(queue: Queue, raw: redis.asyncio.Redis) -> None:
+    await raw.flushall()
+    assert (await queue.tick(0, "w1", slots=1)).wiped
+    await queue.prepare(0)
+    await queue.give_born(0, "b2")
+    assert not (await queue.tick(0, "w1", slots=1)).wiped
+
+
+async def test_another_run_id_holds_the_shard_until_workers_have_told(queue: Queue) -> None:
+    await add_sender(queue)
+    await submit(queue, 1)
+    run = (await queue.tick(0, "w1", slots=1)).run
+    assert run
+    claims = await queue.claim(0, "w1", 1, 50)
+    await queue.hold(0, "another")
+    assert isinstance((await queue.begin("w1", claims))[0], Wait)
+    held = await queue.tick(0, "w1", slots=1, told=run, entries=[c.entry for c in claims])
+    assert held.held_ms > 0
+    free = await queue.tick(0, "w1", slots=1, told="another", entries=[c.entry for c in claims])
+    assert free.held_ms == 0
+    assert isinstance((await queue.begin("w1", claims))[0], Go)
+
+
+async def test_leaving_puts_everything_back(queue: Queue, raw: redis.asyncio.Redis) -> None:
+    await add_sender(queue)
+    await submit(queue, 100)
+    await queue.tick(0, "w1", slots=4)
+    assert len(await queue.claim(0, "w1", 64, 50)) == 2
+    assert await queue.leave(0, "w1")
+    assert len(await take(queue, "w2")) == 2
+    assert {c["name"] for c in await raw.xinfo_consumers("{s0}:ready", "workers")} == {b"w2"}
+
+
+async def test_restoring_a_job_sends_only_what_is_pending(queue: Queue) -> None:
+    await add_sender(queue)
+    job = Ids().job_id(0)
+    await queue.stage(job, 0, [msgspec.msgpack.encode(Chunk([15550000000 + i for i in range(4)]))])
+    spec = JobSpec(job, "s1", "u1", 4, 50, 4, 4, MESSAGE, [], created_ms=1)
+    states = bytes([1 << 3 | State.SENT, 1 << 3 | State.UNKNOWN, 0, 0])
+    made = await queue.restore(spec, states, 0, {"sent": 1, "unknown": 1})
+    assert made.kind == "made"
+    [(claim, go)] = await take(queue)
+    assert go.states == states
+    facts = b"".join(Fact(i, State.SENT, 1).pack() for i in (2, 3))
+    await queue.report("w1", claim, facts=facts, record=b"\x90", done=True)
+    status = (await queue.statuses([job]))[0]
+    assert status is not None
+    assert (status.state, status.tally.sent, status.tally.unknown) == ("completed", 3, 1)

@@ -1,0 +1,441 @@
+"""The heart: one claim to its outcomes, window by window. Knows no HTTP and no Redis commands."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import hmac
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from shared.clock import Clock
+from shared.errors import QueueError
+from shared.ids import Ids
+from shared.logs import Refusals, get
+from shared.message import BodyMaker, body_for, message_of
+from shared.metrics import WorkerMetrics
+from shared.models import (
+    Answer,
+    Claim,
+    Detail,
+    Fact,
+    Go,
+    Intent,
+    Reason,
+    Reported,
+    State,
+    attempts_of,
+    state_of,
+)
+from shared.queue import Queue
+from shared.settings import Settings
+from worker.graph import GraphClient
+from worker.retry import Decision, decide
+from worker.senders import Sender, Senders
+from worker.tick import Pulse
+
+NOTED_AHEAD_S: Final = 0.6  # a recipient is noted at most so long before it starts
+FACTS_AGE_S: Final = 0.25  # facts are told at the latest so long after the answer
+POISON_FROM: Final = 3  # from this delivery on a claim runs with windows of one
+_REPORT_PAUSE_S: Final = 0.5
+_MESSAGES_MAX: Final = 256
+_log = get("worker.executor")
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class Todo(NamedTuple):
+    """A recipient that is still to be sent to: when, which, with which attempt."""
+
+    due_s: float
+    index: int
+    attempt: int
+    in_place: bool
+
+
+class Plan(NamedTuple):
+    """What a claim comes to before anything is sent."""
+
+    todo: list[Todo]
+    facts: list[Fact]
+
+
+def plan(claim: Claim, go: Go, start_s: float, *, resend: bool, deliveries_max: int) -> Plan:
+    """Decide for each recipient of a claim: send, unknown, poison, or nothing. Pure.
+
+    Args:
+        claim: what was claimed.
+        go: what is left of it.
+        start_s: when the first may start, monotonic clock.
+        resend: `on_unknown` of the job.
+        deliveries_max: `CLAIM_DELIVERIES_MAX`; from it on what has no intent fails as poison.
+    """
+    gap_s = go.gap_us / 1_000_000
+    is_poison = claim.delivery >= deliveries_max
+    todo: list[Todo] = []
+    facts: list[Fact] = []
+    for index in claim.indices(len(go.chunk.phones)):
+        state, attempts = state_of(go.states[index]), attempts_of(go.states[index])
+        if state == State.INTENT and not resend:
+            # Somebody noted it and died: it may have left, so it is never sent again.
+            facts.append(Fact(index, State.UNKNOWN, attempts, Reason.CRASH))
+        elif state in (State.PENDING, State.RETRY, State.INTENT):
+            if is_poison:
+                facts.append(Fact(index, State.FAILED, attempts, Reason.POISON))
+            else:
+                todo.append(Todo(start_s + len(todo) * gap_s, index, attempts + 1, in_place=False))
+    return Plan(todo, facts)
+
+
+class Job(NamedTuple):
+    """What a claim must know of its job."""
+
+    sender: str
+    resend: bool
+    make: BodyMaker
+
+
+class Jobs:
+    """The messages of the jobs this worker has met lately: one read a job, not one a claim."""
+
+    def __init__(self, queue: Queue) -> None:
+        """Begin empty."""
+        self._queue = queue
+        self._known: OrderedDict[str, Job] = OrderedDict()
+
+    async def job(self, job_id: str) -> Job | None:
+        """Return a job's message and sender; None when Redis no longer knows it."""
+        known = self._known.get(job_id)
+        if known is not None:
+            return known
+        found = await self._queue.message(job_id)
+        if found is None:
+            return None
+        sender, message, on_unknown = found
+        names = await self._queue.variables(job_id)
+        job = Job(sender, on_unknown == "resend", body_for(message_of(message), names))
+        self._known[job_id] = job
+        while len(self._known) > _MESSAGES_MAX:
+            self._known.popitem(last=False)
+        return job
+
+
+Scopes = Callable[[Sender, Decision, Answer], Awaitable[None]]
+
+
+class Tools(NamedTuple):
+    """What every run of a claim borrows."""
+
+    queue: Queue
+    graph: GraphClient
+    senders: Senders
+    jobs: Jobs
+    pulse: Pulse
+    settings: Settings
+    clock: Clock
+    ids: Ids
+    metrics: WorkerMetrics
+    refusals: Refusals
+    opaque_key: bytes
+    on_scope: Scopes
+
+
+class Executor:
+    """One claim on its way to its outcomes.
+
+    Args:
+        tools: what every run borrows.
+        claim: what was claimed.
+        go: what `begin` said of it.
+    """
+
+    def __init__(self, tools: Tools, claim: Claim, go: Go) -> None:
+        """Plan nothing yet; `run` does."""
+        self._t = tools
+        self._claim = claim
+        self._go = go
+        self._todo: list[Todo] = []
+        self._noted: deque[Todo] = deque()
+        self._facts: list[Fact] = []
+        self._details: list[Detail] = []
+        self._dues: dict[int, Fact] = {}
+        self._air = 0
+        self._oldest_s = 0.0
+        self._last_start_s = 0.0
+        self._is_stopping = False
+        self._is_owner = True
+        self._throttled_ms: int | None = None
+        self._latency_s = 0.0
+        self._answers = 0
+        self._wake = asyncio.Event()
+        self._work = asyncio.Event()
+        self._is_over = False
+        limit = tools.settings.bulk_concurrency
+        self._window = 1 if claim.delivery >= POISON_FROM else 2 * limit
+        self._ahead = 1 if claim.delivery >= POISON_FROM else limit
+
+    async def run(self) -> None:
+        """Bring every recipient of the claim to an outcome, or back to its job."""
+        t, claim, go = self._t, self._claim, self._go
+        job = await self._job()
+        if job is None:
+            return
+        start_s = t.clock.monotonic() + (go.start_ms - go.now_ms) / 1000
+        planned = plan(
+            claim,
+            go,
+            start_s,
+            resend=job.resend,
+            deliveries_max=t.settings.claim_deliveries_max,
+        )
+        self._todo = planned.todo
+        for fact in planned.facts:
+            self._note(fact, Detail(fact.index, go.chunk.phones[fact.index], t.clock.now_ms()))
+        sender = t.senders.get(job.sender)
+        if sender is None or go.job_state not in ("running", "queued"):
+            self._is_stopping = True
+        lanes = []
+        if self._todo and not self._is_stopping and sender is not None:
+            count = min(t.settings.bulk_concurrency, len(self._todo), self._ahead)
+            lanes = [asyncio.create_task(self._lane(job, sender)) for _ in range(count)]
+        await self._windows()
+        self._is_over = True
+        self._work.set()
+        if lanes:
+            await asyncio.gather(*lanes)
+        await self._close()
+
+    async def _job(self) -> Job | None:
+        while True:
+            try:
+                return await self._t.jobs.job(self._claim.job)
+            except QueueError:
+                await self._t.clock.sleep(_REPORT_PAUSE_S)
+
+    async def _windows(self) -> None:
+        """Tell facts and note intents until nothing is left to start and every answer is in."""
+        clock = self._t.clock
+        while True:
+            if not self._may_go_on():
+                self._is_stopping = True
+            if self._is_stopping:
+                self._todo.clear()
+                if self._air == 0 and not self._noted:
+                    return
+            take = self._take()
+            now = clock.monotonic()
+            if take or (self._facts and now - self._oldest_s >= FACTS_AGE_S):
+                await self._report(take)
+                continue
+            if not self._todo and not self._noted and self._air == 0:
+                return
+            self._wake.clear()
+            wait_s = FACTS_AGE_S
+            if self._todo and len(self._noted) < self._ahead:
+                wait_s = min(wait_s, max(0.0, self._todo[0].due_s - NOTED_AHEAD_S - now))
+            handle = asyncio.get_running_loop().call_later(wait_s, self._wake.set)
+            await self._wake.wait()
+            handle.cancel()
+
+    def _may_go_on(self) -> bool:
+        return self._is_owner and self._t.pulse.may_start(self._claim.shard, self._claim.job)
+
+    def _take(self) -> list[Todo]:
+        """Return what is to be noted next; nothing while a window's worth has not started."""
+        if self._is_stopping or len(self._noted) >= self._ahead:
+            return []
+        if self._window == 1 and (self._noted or self._air):
+            return []
+        until_s = self._t.clock.monotonic() + NOTED_AHEAD_S
+        out: list[Todo] = []
+        while self._todo and len(out) < self._window and self._todo[0].due_s <= until_s:
+            out.append(heapq.heappop(self._todo))
+        return out
+
+    async def _report(self, take: list[Todo]) -> None:
+        facts, details = self._facts, self._details
+        self._facts, self._details = [], []
+        packed = b"".join([fact.pack() for fact in facts])
+        record = _encode(details)
+        intents = b"".join([Intent(x.index, x.attempt, x.in_place).pack() for x in take])
+        throttled, self._throttled_ms = self._throttled_ms, None
+        reported = await self._tell(packed, record, intents, throttled)
+        if not reported.is_owner:
+            self._is_owner = False
+        if not reported.is_owner or reported.job_state not in ("running", "queued"):
+            self._is_stopping = True
+        elif take:
+            # Only what is noted may leave: an intent nobody stored is a message nobody knows of.
+            air = self._t.pulse.in_the_air.setdefault(self._claim.entry, {})
+            for x in take:
+                air[x.index] = x.attempt
+            self._noted.extend(take)
+            self._work.set()
+
+    async def _tell(
+        self, facts: bytes, record: bytes, intents: bytes, throttled: int | None
+    ) -> Reported:
+        t = self._t
+        if facts:
+            t.pulse.remember(self._claim, facts, record)
+        while True:
+            try:
+                return await t.queue.report(
+                    t.pulse.worker,
+                    self._claim,
+                    facts=facts,
+                    record=record,
+                    intents=intents,
+                    throttled_ms=throttled,
+                )
+            except QueueError:
+                await t.clock.sleep(_REPORT_PAUSE_S)
+
+    async def _lane(self, job: Job, sender: Sender) -> None:
+        """Send what is noted, one after another, each at its time."""
+        clock, claim = self._t.clock, self._claim
+        gap_s = self._go.gap_us / 1_000_000
+        while True:
+            while not self._noted:
+                if self._is_over:
+                    return
+                self._work.clear()
+                await self._work.wait()
+            todo = self._noted.popleft()
+            self._air += 1
+            if gap_s:
+                # A claim never catches up: after a delay its next recipients keep the gap.
+                start_s = max(todo.due_s, self._last_start_s + gap_s)
+                self._last_start_s = max(start_s, clock.monotonic())
+                delay_s = start_s - clock.monotonic()
+            else:
+                delay_s = todo.due_s - clock.monotonic()
+            if delay_s > 0:
+                await clock.sleep(delay_s)
+            expires = self._go.expires_ms
+            if self._is_stopping or not self._may_go_on():
+                self._is_stopping = True
+                self._note(Fact(todo.index, State.PENDING, todo.attempt), None)
+            elif expires and clock.now_ms() >= expires:
+                self._is_stopping = True
+                self._note(Fact(todo.index, State.PENDING, todo.attempt), None)
+            else:
+                await self._send(job, sender, todo)
+            self._air -= 1
+            air = self._t.pulse.in_the_air.get(claim.entry)
+            if air is not None:
+                air.pop(todo.index, None)
+            if len(self._noted) < self._ahead or self._is_stopping:
+                self._wake.set()
+
+    async def _send(self, job: Job, sender: Sender, todo: Todo) -> None:
+        t, chunk = self._t, self._go.chunk
+        phone = chunk.phones[todo.index]
+        values = chunk.values[todo.index] if chunk.values else None
+        body = job.make(phone, values, self._opaque(todo))
+        start_s = t.clock.monotonic()
+        answer = await t.graph.send(
+            sender.version, sender.phone_number_id, sender.token, body
+        )
+        took_s = t.clock.monotonic() - start_s
+        self._latency_s += took_s
+        self._answers += 1
+        decision = decide(
+            answer,
+            todo.attempt,
+            t.settings.bulk_max_retries,
+            t.settings.bulk_retry_base_ms,
+            t.ids.jitter(),
+        )
+        self._count(answer, decision, took_s)
+        await self._settle(sender, todo, answer, decision, phone)
+
+    def _opaque(self, todo: Todo) -> str:
+        position = self._claim.chunk * self._chunk_size() + todo.index
+        text = f"d1.{self._claim.job}.{position}.{todo.attempt}"
+        mac = hmac.digest(self._t.opaque_key, text.encode(), "sha256").hex()[:16]
+        return f"{text}.{mac}"
+
+    def _chunk_size(self) -> int:
+        # All chunks but the last are full; the last one's own length would misplace it.
+        return self._t.settings.bulk_batch_size
+
+    def _count(self, answer: Answer, decision: Decision, took_s: float) -> None:
+        metrics = self._t.metrics
+        metrics.answered(answer.kind, answer.http_status, took_s)
+        if answer.kind in ("rejected", "throttled"):
+            self._t.refusals.add(
+                self._claim.job, answer.code, answer.http_status, decision.kind
+            )
+
+    async def _settle(
+        self, sender: Sender, todo: Todo, answer: Answer, decision: Decision, phone: int
+    ) -> None:
+        detail = Detail(
+            todo.index,
+            phone,
+            self._t.clock.now_ms(),
+            answer.wamid,
+            answer.code,
+            answer.details,
+            answer.trace,
+            answer.message_status,
+        )
+        index, attempt = todo.index, todo.attempt
+        if decision.kind == "sent":
+            self._note(Fact(index, State.SENT, attempt), detail)
+        elif decision.kind == "failed":
+            self._note(Fact(index, State.FAILED, attempt, decision.reason), detail)
+        elif decision.kind == "unknown":
+            self._note(Fact(index, State.UNKNOWN, attempt, decision.reason), detail)
+        elif decision.kind == "retry":
+            self._again(todo, decision)
+        else:
+            self._is_stopping = True
+            self._note(Fact(index, State.PENDING, attempt), None)
+            if decision.scope_action == "slow":
+                self._throttled_ms = int(decision.hold_s * 1000)
+            await self._t.on_scope(sender, decision, answer)
+
+    def _again(self, todo: Todo, decision: Decision) -> None:
+        due_s = 0 if decision.in_place else min(2**24 - 1, max(1, round(decision.delay_s)))
+        fact = Fact(todo.index, State.RETRY, todo.attempt, decision.reason, due_s)
+        self._note(fact, None)
+        if decision.in_place and self._may_go_on() and not self._is_stopping:
+            at_s = self._t.clock.monotonic() + decision.delay_s
+            heapq.heappush(self._todo, Todo(at_s, todo.index, todo.attempt + 1, in_place=True))
+        else:
+            self._dues[todo.index] = fact
+
+    def _note(self, fact: Fact, detail: Detail | None) -> None:
+        if not self._facts:
+            self._oldest_s = self._t.clock.monotonic()
+        self._facts.append(fact)
+        if detail is not None:
+            self._details.append(detail)
+
+    async def _close(self) -> None:
+        """Tell the last facts and give the rest back."""
+        t = self._t
+        facts = [*self._facts, *(f for i, f in self._dues.items() if f not in self._facts and i >= 0)]
+        packed, record = b"".join([f.pack() for f in facts]), _encode(self._details)
+        if packed:
+            t.pulse.remember(self._claim, packed, record)
+        latency_ms = int(1000 * self._latency_s / self._answers) if self._answers else 0
+        while True:
+            try:
+                await t.queue.report(
+                    t.pulse.worker,
+                    self._claim,
+                    facts=packed,
+                    record=record,
+                    throttled_ms=self._throttled_ms,
+                    latency_ms=latency_ms,
+                    done=True,
+                )
+            except QueueError:
+                await t.clock.sleep(_REPORT_PAUSE_S)
+            else:
+                return

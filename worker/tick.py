@@ -1,0 +1,148 @@
+"""The pulse: lease, strays, what must stop. What a worker may do now is asked here, not of Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final, NamedTuple
+
+from shared.clock import Clock
+from shared.errors import QueueError
+from shared.logs import get
+from shared.metrics import WorkerMetrics
+from shared.models import Claim, Fact, State, Ticked
+from shared.queue import Queue
+from shared.settings import Settings
+
+# No send starts later than the last good tick + lease - 1 s: the request must be out, and its
+# intent noted, before anybody else may take the claim over.
+LEASE_MARGIN_S: Final = 1.0
+# What a server that lost its last second must be told again (design, After a failover).
+REPLAY_S: Final = 10.0
+_log = get("worker.tick")
+
+
+class Told(NamedTuple):
+    """Facts this worker has reported, kept for a while to be told again."""
+
+    at_s: float
+    claim: Claim
+    facts: bytes
+    record: bytes
+
+
+class Pulse:
+    """One worker's sign of life on every shard, and what it may start.
+
+    Args:
+        queue: the Redis door.
+        worker: consumer name of this start of the process.
+        settings: lease, tick, slots.
+        clock: monotonic time and sleep.
+        metrics: where reaped workers are counted.
+    """
+
+    def __init__(
+        self, queue: Queue, worker: str, settings: Settings, clock: Clock, metrics: WorkerMetrics
+    ) -> None:
+        """Begin without a lease: nothing may start before the first tick."""
+        self.worker = worker
+        self.is_draining = False
+        self.in_hand: dict[int, dict[str, Claim]] = {s: {} for s in range(queue.shards)}
+        self.in_the_air: dict[str, dict[int, int]] = {}
+        self.unreachable_until_s = 0.0
+        self.last_good_s = clock.monotonic()
+        self.is_wiped = [False] * queue.shards
+        self._queue = queue
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._good_until_s = [0.0] * queue.shards
+        self._stopped: list[frozenset[str]] = [frozenset()] * queue.shards
+        self._run = [""] * queue.shards
+        self._told = [""] * queue.shards
+        self._recent: deque[Told] = deque()
+        self.off = [False] * queue.shards
+
+    def may_start(self, shard: int, job: str) -> bool:
+        """Tell whether a request of this job may leave now: lease good, not stopped, not draining."""
+        return (
+            not self.is_draining
+            and not self.off[shard]
+            and job not in self._stopped[shard]
+            and self._clock.monotonic() < self._good_until_s[shard]
+        )
+
+    def take(self, claim: Claim) -> None:
+        """Note a claim as in hand, so that anti-entropy leaves it alone."""
+        self.in_hand[claim.shard][claim.entry] = claim
+
+    def drop(self, claim: Claim) -> None:
+        """Forget a claim."""
+        self.in_hand[claim.shard].pop(claim.entry, None)
+        self.in_the_air.pop(claim.entry, None)
+
+    def remember(self, claim: Claim, facts: bytes, record: bytes) -> None:
+        """Keep reported facts for 10 s, to be told again to another server."""
+        now = self._clock.monotonic()
+        self._recent.append(Told(now, claim, facts, record))
+        while self._recent and self._recent[0].at_s < now - REPLAY_S:
+            self._recent.popleft()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Tick on every shard until `stop`; a failed tick only lets the lease run out."""
+        every_s = self._settings.worker_tick_ms / 1000
+        while not stop.is_set():
+            await asyncio.gather(*(self._tick(shard) for shard in range(self._queue.shards)))
+            await self._clock.sleep(every_s)
+
+    async def _tick(self, shard: int) -> None:
+        sent_s = self._clock.monotonic()
+        claims = self.in_hand[shard]
+        try:
+            ticked = await self._queue.tick(
+                shard,
+                self.worker,
+                slots=self._settings.worker_slots // self._queue.shards or 1,
+                told=self._told[shard],
+                entries=list(claims),
+                jobs=sorted({claim.job for claim in claims.values()}),
+                unreachable=self.unreachable_until_s > sent_s,
+            )
+        except QueueError:
+            return
+        self._apply(shard, ticked, sent_s)
+        if self._run[shard] != self._told[shard] or not self._told[shard]:
+            await self._tell_again(shard)
+
+    def _apply(self, shard: int, ticked: Ticked, sent_s: float) -> None:
+        self.is_wiped[shard] = ticked.wiped
+        self._run[shard] = ticked.run
+        self._stopped[shard] = frozenset(ticked.stop)
+        self.off[shard] = ticked.off
+        self.last_good_s = self._clock.monotonic()
+        if not ticked.wiped:
+            lease_s = self._settings.worker_lease_ms / 1000
+            self._good_until_s[shard] = sent_s + lease_s - LEASE_MARGIN_S
+        for name in ticked.reaped:
+            self._metrics.workers_reaped_total.inc()
+            _log.warning("worker.reaped", reaped=name)
+
+    async def _tell_again(self, shard: int) -> None:
+        """Tell another server the outcomes of the last 10 s and the intents in the air."""
+        run = self._run[shard]
+        if self._told[shard]:
+            _log.warning("worker.tells_again", shard=shard)
+            try:
+                for told in [t for t in self._recent if t.claim.shard == shard]:
+                    await self._queue.report(
+                        self.worker, told.claim, facts=told.facts, record=told.record
+                    )
+                for claim in list(self.in_hand[shard].values()):
+                    air = self.in_the_air.get(claim.entry, {})
+                    facts = b"".join(Fact(i, State.INTENT, a).pack() for i, a in air.items())
+                    if facts:
+                        await self._queue.report(self.worker, claim, facts=facts)
+            except QueueError:
+                return
+        self._told[shard] = run
