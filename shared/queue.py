@@ -159,6 +159,10 @@ class Queue:
 
         return await self._try(act)
 
+    async def visit(self, script: Script, names: list[str], args: list[Argument]) -> object:
+        """Run a script about visitors (`api.sessions`); its keys carry the tag `{v}`."""
+        return await self._try(lambda: script.run(self.visitors, names, args))
+
     # -- jobs ------------------------------------------------------------------------------
 
     async def stage(self, job_id: str, first_chunk: int, chunks: list[bytes]) -> None:

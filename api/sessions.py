@@ -1,0 +1,177 @@
+"""Visitors, not jobs: sessions, quotas, failed logins; a script each. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final, cast
+
+import msgspec
+
+from shared.ids import Ids
+from shared.queue import Queue
+from shared.scripts import Argument, Script
+from shared.settings import Settings
+
+HOUR_S: Final = 3600
+TOKEN_BYTES: Final = 32
+_SCRIPTS: Final = ("open", "look", "close", "quota", "refund", "login")
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 under which a secret is looked up."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A live session: whose, its hash, and when it ends unless used (epoch, ms)."""
+
+    user_id: str
+    hash: str
+    expires_ms: int
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """One quota in force.
+
+    Attributes:
+        name: as in the RateLimit header, such as `submit-ip`.
+        key: Redis key of its sliding log.
+        limit: places in any hour.
+        left: free places after this request.
+        reset_s: seconds until the oldest place is free again.
+    """
+
+    name: str
+    key: str
+    limit: int
+    left: int = 0
+    reset_s: int = 0
+
+
+class Quota(msgspec.Struct, frozen=True):
+    """What a submission took, or was refused.
+
+    Attributes:
+        is_taken: every policy had a free place.
+        member: gives the places back.
+        policies: those in force.
+    """
+
+    is_taken: bool
+    member: str
+    policies: list[Policy]
+
+    def headers(self) -> dict[str, str]:
+        """Return the two headers of draft-ietf-httpapi-ratelimit-headers-11."""
+        if not self.policies:
+            return {}
+        return {
+            "RateLimit-Policy": ", ".join(
+                f'"{p.name}";q={p.limit};w={HOUR_S}' for p in self.policies
+            ),
+            "RateLimit": ", ".join(f'"{p.name}";r={p.left};t={p.reset_s}' for p in self.policies),
+        }
+
+
+class Visitors:
+    """Sessions, quotas and failed logins in Redis, on the server's clock.
+
+    Every method is one script and raises QueueError.
+
+    Args:
+        queue: the Redis door; its `visitors` client is used.
+        settings: times and limits.
+        ids: session tokens.
+        shebang: False where the server's Lua does not know the first line (fakeredis).
+    """
+
+    def __init__(
+        self, queue: Queue, settings: Settings, ids: Ids, *, shebang: bool = True
+    ) -> None:
+        """Borrow the door; nothing is sent yet."""
+        self._queue = queue
+        self._settings = settings
+        self._ids = ids
+        self._scripts = {
+            name: Script(f"visitor_{name}", shebang=shebang) for name in _SCRIPTS
+        }
+
+    async def _run(self, name: str, keys: list[str], *args: Argument) -> Any:  # noqa: ANN401
+        return await self._queue.visit(self._scripts[name], keys, list(args))
+
+    async def open(self, user_id: str) -> tuple[str, Session]:
+        """Return a new cookie value, 256 random bits, and its session."""
+        token = self._ids.token(TOKEN_BYTES)
+        found = digest(token)
+        s = self._settings
+        ends = await self._run(
+            "open",
+            [f"{{v}}:session:{found}", f"{{v}}:user:{user_id}"],
+            found,
+            user_id,
+            s.session_idle_s,
+            s.session_max_s,
+        )
+        return token, Session(user_id, found, int(ends))
+
+    async def look(self, token: str) -> Session | None:
+        """Return the session of a cookie's value and keep it alive; None when there is none."""
+        found = digest(token)
+        reply = cast(
+            "list[bytes]",
+            await self._run("look", [f"{{v}}:session:{found}"], self._settings.session_idle_s),
+        )
+        return Session(reply[0].decode(), found, int(reply[1])) if reply else None
+
+    async def close(self, user_id: str, session: str) -> None:
+        """End one session."""
+        await self._run("close", [f"{{v}}:user:{user_id}"], session, "")
+
+    async def close_all(self, user_id: str, but: str = "") -> None:
+        """End every session of a user, `but` one."""
+        await self._run("close", [f"{{v}}:user:{user_id}"], "", but)
+
+    async def take(self, policies: list[Policy]) -> Quota:
+        """Take a place for one submission under every policy, or under none."""
+        member = self._ids.object_id("req")
+        if not policies:
+            return Quota(is_taken=True, member=member, policies=[])
+        keys = [policy.key for policy in policies]
+        reply = await self._run("quota", keys, member, HOUR_S, *(p.limit for p in policies))
+        after = [
+            msgspec.structs.replace(
+                policy, left=int(reply[1 + 2 * i]), reset_s=int(reply[2 + 2 * i])
+            )
+            for i, policy in enumerate(policies)
+        ]
+        return Quota(is_taken=int(reply[0]) == 1, member=member, policies=after)
+
+    async def give_back(self, quota: Quota) -> None:
+        """Undo `take`: the submission was refused."""
+        if quota.is_taken and quota.policies:
+            await self._run("refund", [policy.key for policy in quota.policies], quota.member)
+
+    def policies(self, address: str, user_id: str) -> list[Policy]:
+        """Return the submission quotas in force for an address and a user."""
+        s = self._settings
+        pairs = (
+            ("submit-ip", f"ip:{digest(address)[:32]}", s.bulk_submits_per_hour_ip),
+            ("submit-user", f"user:{user_id}", s.bulk_submits_per_hour_user),
+        )
+        return [Policy(name, f"{{v}}:quota:{who}", limit) for name, who, limit in pairs if limit]
+
+    async def login(self, email: str, address: str, outcome: str = "") -> int:
+        """Return the seconds to wait before a log-in; with an outcome, count it first.
+
+        Args:
+            email: of the account, known or not.
+            address: of the client.
+            outcome: '' asks only; `0` it failed; `1` it went well.
+        """
+        s = self._settings
+        keys = [
+            f"{{v}}:login:a:{digest(email.lower())[:32]}",
+            f"{{v}}:login:i:{digest(address)[:32]}",
+        ]
+        args = (outcome, s.login_failures, s.login_window_s, s.login_failures_ip)
+        return int(await self._run("login", keys, *args))
