@@ -12,8 +12,10 @@ from pathlib import Path
 import uvloop
 
 from shared.clock import Clock
+from shared.errors import SettingsError
 from shared.ids import Ids
 from shared.lifeline import watch_stdin
+from shared.settings import load
 from worker.sandbox.app import Sandbox
 from worker.sandbox.behaviour import Behaviour, Config
 from worker.sandbox.ledger import Ledger
@@ -48,7 +50,6 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--no-pair-limit", action="store_true", help="no limit per recipient")
     add("--token", action="append", default=[], help="the only tokens taken; repeatable")
     add("--phone-number-id", action="append", default=[], help="number of the token before it")
-    add("--admin-token", default="", help="asked of the admin paths; needed off loopback")
     return parser.parse_args(arguments)
 
 
@@ -72,19 +73,25 @@ def _config(asked: argparse.Namespace) -> Config:
 async def run(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM, SIGINT or, under a parent that asked for it, end of input."""
     asked = _arguments(arguments)
-    is_open = asked.host != "localhost" and not ip_address(asked.host).is_loopback
-    if is_open and not asked.admin_token:
-        sys.stderr.write("sandbox: an address off loopback needs --admin-token\n")
+    try:
+        settings = load()
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
         return 2
+    # None asks nothing; an empty token, off loopback, opens to nobody.
+    admin_token = settings.sandbox_admin_token.reveal() if settings.sandbox_admin_token else None
+    if admin_token is None and asked.host != "localhost":
+        admin_token = None if ip_address(asked.host).is_loopback else ""
     ledger = Ledger(asked.ledger, fsync=not asked.no_fsync)
     behaviour = Behaviour(_config(asked))
-    sandbox = Sandbox(behaviour, ledger, Clock(), Ids(asked.seed), asked.admin_token)
+    sandbox = Sandbox(behaviour, ledger, Clock(), Ids(asked.seed), admin_token)
     await sandbox.listen(asked.host, asked.port)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    watch_stdin(stop.set)
+    if settings.drumbeat_exit_on_eof:
+        watch_stdin(stop.set)
     sys.stdout.write(f"sandbox listening on http://{asked.host}:{sandbox.port}\n")
     sys.stdout.flush()
     await stop.wait()

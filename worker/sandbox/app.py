@@ -9,7 +9,7 @@ import struct
 from array import array
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, cast
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -69,8 +69,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Join the open connections."""
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
+        # uvloop's transports do not derive from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
         self._sandbox.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the base class names it
@@ -163,11 +163,16 @@ class Sandbox:
         ledger: where every send is noted.
         clock: for bucket and stamps.
         ids: for latency and wamids.
-        admin_token: asked of the admin paths; empty asks nothing.
+        admin_token: asked of the admin paths; None asks nothing, an empty one lets nobody in.
     """
 
     def __init__(
-        self, behaviour: Behaviour, ledger: Ledger, clock: Clock, ids: Ids, admin_token: str = ""
+        self,
+        behaviour: Behaviour,
+        ledger: Ledger,
+        clock: Clock,
+        ids: Ids,
+        admin_token: str | None = None,
     ) -> None:
         """Keep what is given; `listen` opens the port."""
         self._behaviour = behaviour
@@ -364,7 +369,7 @@ class Sandbox:
     # Admin paths
 
     async def _administer(self, heard: Heard, connection: Connection) -> None:
-        if self._admin_token and heard.token != self._admin_token:
+        if self._admin_token is not None and heard.token != (self._admin_token or None):
             connection.answer(401, b'{"error":"admin token"}')
             return
         url = urlsplit(heard.path)
