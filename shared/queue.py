@@ -180,7 +180,14 @@ class Queue:
         """Make a lost job known again, with its states; chunks from `cursor` on are staged."""
         flat: list[Argument] = [x for pair in counters.items() for x in pair]
         reply = await self._run(
-            "restore", keys.shard_of(spec.id), spec.id, states, cursor, len(flat), *flat, *_hash_of(spec)
+            "restore",
+            keys.shard_of(spec.id),
+            spec.id,
+            states,
+            cursor,
+            len(flat),
+            *flat,
+            *_hash_of(spec),
         )
         return _submitted(reply)
 
@@ -468,9 +475,7 @@ class Queue:
         ]
         script, client = self._scripts["tick"], self._commands[shard]
         full: list[Argument] = [keys.tag(shard), *args]
-        reply: Any = await self._try(
-            lambda: script.run(client, [keys.gate(shard)], full), tries=1
-        )
+        reply: Any = await self._try(lambda: script.run(client, [keys.gate(shard)], full), tries=1)
         return Ticked(
             wiped=_text(reply[0]) == "wiped",
             now_ms=int(reply[1]),
@@ -783,7 +788,13 @@ def _outcome_of(entry: str, f: dict[str, bytes]) -> OutcomeEntry:
     kind, job = _text(f["k"]), _text(f["j"])
     if kind == "facts":
         return OutcomeEntry(
-            entry, "facts", job, chunk=int(f["c"]), chunk_size=int(f["z"]), facts=f["f"], record=f["d"]
+            entry,
+            "facts",
+            job,
+            chunk=int(f["c"]),
+            chunk_size=int(f["z"]),
+            facts=f["f"],
+            record=f["d"],
         )
     if kind == "range":
         packed = f["p"]

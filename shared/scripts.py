@@ -55,9 +55,7 @@ class Script:
         self.text = f"{first}{prelude}\n{body}"
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    async def run(
-        self, client: Redis, keys: list[str], args: list[Argument]
-    ) -> object:
+    async def run(self, client: Redis, keys: list[str], args: list[Argument]) -> object:
         """Run by hash; send the whole text once when the server has forgotten it (pitfalls L1)."""
         try:
             return await client.evalsha(self.sha, len(keys), *keys, *args)

@@ -1,0 +1,74 @@
+-- name: add_job
+-- The row is the acceptance: once it is committed the job will be sent.
+INSERT INTO bulk_jobs (id, owner, campaign_id, name, kind, template_name, template_language,
+  sender_id, sender_name, message, vars, chunk_size, recipients, blob, intake, rate, weight,
+  priority, scheduled_ms, expires_ms, on_unknown, reserved, step, born, idempotency_key,
+  idempotency_route, request_hash, response, created_ms, parent, is_sandbox)
+VALUES ($1, $2::uuid, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+  $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31);
+
+-- name: drop_job
+-- Redis answered a refusal: nothing happened, so nothing may stay.
+DELETE FROM bulk_jobs WHERE id = $1 AND state = 'accepted';
+
+-- name: job
+-- The owner stands inside the question: what is foreign looks absent.
+SELECT * FROM bulk_jobs WHERE id = $1 AND ($2::uuid IS NULL OR owner = $2::uuid);
+
+-- name: jobs
+-- Keyset, newest first: no repeat and no gap while rows are added.
+SELECT * FROM bulk_jobs
+WHERE ($1::uuid IS NULL OR owner = $1::uuid)
+  AND ($2::text[] IS NULL OR state = ANY ($2))
+  AND ($3::text IS NULL OR sender_name = $3)
+  AND ($4::text IS NULL OR campaign_id = $4)
+  AND ($5::text IS NULL OR position(lower($5) in lower(concat_ws(' ', name, id, campaign_id))) > 0)
+  AND ($6::bigint = 0 OR created_ms >= $6) AND ($7::bigint = 0 OR created_ms < $7)
+  AND ($8::bigint = 0 OR number < $8)
+ORDER BY number DESC LIMIT $9;
+
+-- name: idempotent
+-- The answer lies beside the row it made, so a crash cannot make a second job.
+SELECT * FROM bulk_jobs WHERE owner = $1::uuid AND idempotency_route = $2 AND idempotency_key = $3;
+
+-- name: response
+-- The first answer, to be given again.
+SELECT response FROM bulk_jobs WHERE id = $1;
+
+-- name: pending_jobs
+-- What the publisher looks at: not final yet, oldest first.
+SELECT * FROM bulk_jobs WHERE state NOT IN ('completed', 'cancelled') AND number > $1
+ORDER BY number LIMIT $2;
+
+-- name: blob
+-- A job's recipients, compressed.
+SELECT blob FROM bulk_jobs WHERE id = $1;
+
+-- name: set_reserved
+-- Committed before Redis hears of it: a lost Redis leaves no more than this in doubt.
+UPDATE bulk_jobs j SET reserved = greatest(j.reserved, n.mark)
+FROM unnest($1::text[], $2::integer[]) AS n (id, mark) WHERE j.id = n.id;
+
+-- name: counts_by_state
+-- For the admin's figures.
+SELECT state, count(*)::integer AS n FROM bulk_jobs
+WHERE state NOT IN ('completed', 'cancelled') GROUP BY state;
+
+-- name: lock_jobs
+-- Serialises writers of the same jobs, so that the rank read before is the rank replaced.
+SELECT number, id, chunk_size FROM bulk_jobs WHERE id = ANY ($1) ORDER BY number FOR UPDATE;
+
+-- name: move_counters
+-- Counters move by what the upsert changed and by nothing else.
+UPDATE bulk_jobs j SET sent = j.sent + n.sent, failed = j.failed + n.failed,
+  skipped = j.skipped + n.skipped, unknown = j.unknown + n.unknown,
+  cancelled = j.cancelled + n.cancelled
+FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[], $5::integer[], $6::integer[])
+  AS n (number, sent, failed, skipped, unknown, cancelled) WHERE j.number = n.number;
+
+-- name: set_state
+-- A state is taken only with a higher version.
+UPDATE bulk_jobs SET state = $2, version = $3, by_whom = $4, reason = $5,
+  started_ms = greatest(started_ms, $6), finished_ms = greatest(finished_ms, $7),
+  end_event = coalesce($8, end_event)
+WHERE id = $1 AND version < $3;

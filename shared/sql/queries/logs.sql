@@ -1,0 +1,52 @@
+-- name: upsert_logs
+-- A batch may hold a recipient twice, and only a higher rank may replace (pitfalls P9).
+WITH incoming AS (
+  SELECT DISTINCT ON (job_number, position) *
+  FROM unnest($1::bigint[], $2::integer[], $3::bigint[], $4::text[], $5::smallint[], $6::integer[],
+    $7::smallint[], $8::text[], $9::integer[], $10::text[], $11::text[], $12::text[], $13::bigint[])
+    AS n (job_number, position, phone, outcome, rank, reason, attempts, wamid, code, error, trace,
+      message_status, at_ms)
+  ORDER BY job_number, position, rank DESC
+), before AS (
+  SELECT l.job_number, l.position, l.outcome FROM campaign_logs l
+  JOIN incoming i ON i.job_number = l.job_number AND i.position = l.position
+), written AS (
+  INSERT INTO campaign_logs AS l (job_number, position, job_id, phone, outcome, rank, reason,
+    attempts, wamid, code, error, trace, message_status, at, owner, campaign_id, kind,
+    template_name, template_language, sender)
+  SELECT i.job_number, i.position, j.id, i.phone, i.outcome, i.rank, i.reason, i.attempts, i.wamid,
+    i.code, i.error, i.trace, i.message_status, to_timestamp(i.at_ms / 1000.0), j.owner,
+    j.campaign_id, j.kind, j.template_name, j.template_language, j.sender_name
+  FROM incoming i JOIN bulk_jobs j ON j.number = i.job_number
+  ORDER BY i.job_number, i.position
+  ON CONFLICT (job_number, position) DO UPDATE SET outcome = excluded.outcome,
+    rank = excluded.rank, reason = excluded.reason, attempts = excluded.attempts,
+    wamid = coalesce(excluded.wamid, l.wamid), code = excluded.code, error = excluded.error,
+    trace = excluded.trace, message_status = excluded.message_status, at = excluded.at
+  WHERE excluded.rank > l.rank
+  RETURNING l.job_number, l.position, l.outcome, l.sender
+)
+SELECT w.job_number, w.outcome, b.outcome AS was, w.sender, count(*)::integer AS n
+FROM written w LEFT JOIN before b ON b.job_number = w.job_number AND b.position = w.position
+GROUP BY 1, 2, 3, 4;
+
+-- name: logged
+-- What PostgreSQL can vouch for when Redis has lost a job.
+SELECT l.position, l.outcome, l.attempts, l.reason FROM campaign_logs l
+JOIN bulk_jobs j ON j.number = l.job_number WHERE j.id = $1;
+
+-- name: error_counts
+-- Failures by Graph's code.
+SELECT l.code, count(*)::integer AS n FROM campaign_logs l JOIN bulk_jobs j ON j.number = l.job_number
+WHERE j.id = $1 AND l.outcome = 'failed' AND l.code IS NOT NULL GROUP BY 1 ORDER BY 2 DESC LIMIT 21;
+
+-- name: reason_counts
+-- Failed and skipped by reason number, as the job's hash in Redis counts them.
+SELECT l.reason, count(*)::integer AS n FROM campaign_logs l JOIN bulk_jobs j ON j.number = l.job_number
+WHERE j.id = $1 AND l.outcome IN ('failed', 'skipped') GROUP BY 1 ORDER BY 2 DESC LIMIT 50;
+
+-- name: table_sizes
+-- For the size metrics: the guide told operators to watch campaign_logs.
+SELECT c.relname AS name, pg_total_relation_size(c.oid)::bigint AS bytes
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = current_schema() AND c.relkind = 'r';
