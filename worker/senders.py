@@ -6,8 +6,8 @@ import asyncio
 from typing import Final
 
 import msgspec
-from shared.archive import Archive, SenderRow
 
+from shared.archive import Archive, SenderRow
 from shared.clock import Clock
 from shared.errors import ArchiveError, QueueError, SealError
 from shared.logs import get
@@ -142,7 +142,7 @@ class Senders:
         try:
             token = self._sealing.open(row.token_sealed)
         except SealError as error:
-            _log.error("sender.sealed", sender=row.name, error=str(error))  # noqa: TRY400
+            _log.error("sender.sealed", sender=row.name, error=str(error))
             return None
         return Sender(
             id=row.id,
