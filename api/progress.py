@@ -1,85 +1,62 @@
-"""From a job's hash to what people see of it: numbers, what is in the way, one event. Pure.
+"""From a job's status to its snapshot: numbers, what it waits for, the frame, and how to resume.
 
-Asks no store and no clock; `api.hub` and `api.jobs` build from here, so that a stream and a
-plain GET never disagree.
+Pure: the hub, the job answers and the tests call the same functions.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import msgspec
 
-from api.wire import Progress, Wait, encode, time_text
-from shared.graph_codes import code_of_reason
+from api import wire
+from shared.graph_codes import FIRST_REASON, code_of_reason
 from shared.models import FINAL_STATES, JobStatus, Reason
 
+Kind = Literal["snapshot", "progress", "end"]
+Resume = Literal["snapshot", "nothing", "stop", "reset"]
+
 CODES_SHOWN: Final = 20
-STORAGE_AFTER_MS: Final = 5000  # a row that Redis lacks for longer is said to wait (interfaces 2.1)
-_STREAM_ID: Final = re.compile(r"([0-9]{1,20})-([0-9]{1,20})", re.ASCII)
-_U64: Final = 2**64
-
-EventType = Literal["snapshot", "progress", "end"]
-Resume = Literal["snapshot", "nothing", "reset", "over"]
-
-
-class EventId(NamedTuple):
-    """A stream id that can be compared; `0-0` is before all of them."""
-
-    ms: int = 0
-    number: int = 0
-
-    def __str__(self) -> str:
-        """Return it as Redis spells it.
-
-        >>> str(EventId(1795511671402, 0))
-        '1795511671402-0'
-        """
-        return f"{self.ms}-{self.number}"
+NO_EVENT: Final = "0-0"
+_REASONS: Final = {int(reason): reason.name.lower() for reason in Reason}
+_TEMPLATE_CODES: Final = frozenset({132015, 132016})
+_BREAKER: Final = "breaker:"
+_LOW_BITS: Final = 0x7FFF
+_ID: Final = re.compile(r"([0-9]{1,20})-([0-9]{1,20})", re.ASCII)
+_U64: Final = 1 << 64
 
 
-NO_EVENT: Final = EventId()
+class Event(msgspec.Struct, frozen=True, rename={"job_id": "jobId"}):
+    """The data of one live event: a whole snapshot, never a difference."""
 
-
-def parse_id(text: str) -> EventId | None:
-    """Return a stream id; None when `text` is none, whoever sent it.
-
-    >>> parse_id("1795511671402-0") > parse_id("999-7"), parse_id("7"), parse_id("1-2\\n")
-    (True, None, None)
-    """
-    found = _STREAM_ID.fullmatch(text)
-    if found is None:
-        return None
-    ms, number = int(found[1]), int(found[2])
-    return EventId(ms, number) if ms < _U64 and number < _U64 else None
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """A job's numbers at one moment, whole.
-
-    Attributes:
-        event: id of the change note it was built for; `NO_EVENT` while Redis lacks the job.
-        is_end: every recipient has an outcome and `event` is the job's last id.
-        at_ms: when it was read, epoch, this process's clock.
-    """
-
-    job: str
-    event: EventId
-    is_end: bool
+    type: Kind
+    job_id: str
     state: str
-    wait: Wait | None
-    progress: Progress
-    at_ms: int
+    wait: wire.Wait | None
+    at: str | None
+    reset: bool
+    progress: wire.Progress
 
 
-def progress_of(status: JobStatus) -> Progress:
-    """Return the numbers of a job as Redis knows them."""
+def progress_of(status: JobStatus) -> wire.Progress:
+    """Return a job's numbers; `total` is the sum of its states, `done` of its outcomes."""
     tally = status.tally
-    by_code, by_reason = fold(status.reasons)
-    return Progress(
+    by_code: dict[str, int] = {}
+    by_reason: dict[str, int] = {}
+    for raw, count in sorted(status.reasons.items(), key=lambda item: (-item[1], item[0])):
+        reason = raw & _LOW_BITS
+        if reason < FIRST_REASON:
+            word = _REASONS.get(reason, "other")
+            by_reason[word] = by_reason.get(word, 0) + count
+            continue
+        code = code_of_reason(reason)
+        name = "other" if code is None else str(code)
+        if name not in by_code and len(by_code) >= CODES_SHOWN - 1:
+            name = "other"
+        by_code[name] = by_code.get(name, 0) + count
+    return wire.Progress(
         total=tally.total,
         queued=tally.queued,
         in_flight=tally.in_flight,
@@ -94,176 +71,126 @@ def progress_of(status: JobStatus) -> Progress:
         read=status.read,
         undelivered=status.undelivered,
         rate=round(status.speed, 1),
-        eta_s=_eta_s(status),
+        eta_s=_eta(status),
         by_code=by_code,
         by_reason=by_reason,
     )
 
 
-def fold(reasons: Mapping[int, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """Return counts by Graph code, at most 20 and `other`, and counts by our own reasons.
-
-    >>> fold({1: 12, 15: 2})
-    ({'other': 2}, {'suppressed': 12})
-    """
-    codes: dict[str, int] = {}
-    words: dict[str, int] = {}
-    other = 0
-    for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])):
-        if not count or reason == Reason.NONE:
-            continue
-        code = code_of_reason(reason)
-        if code is not None and len(codes) < CODES_SHOWN:
-            codes[str(code)] = codes.get(str(code), 0) + count
-        elif reason < Reason.OTHER:
-            words[Reason(reason).name.lower()] = count
-        else:
-            other += count
-    return (codes | {"other": other} if other else codes), words
-
-
-def _eta_s(status: JobStatus) -> int | None:
-    """Return what is left over the smallest of the speed and the limits (interfaces 2.1)."""
+def _eta(status: JobStatus) -> int | None:
     left = status.tally.queued + status.tally.retrying
-    if not left:
+    if status.state in FINAL_STATES or (not left and not status.tally.in_flight):
         return 0
-    if status.state not in {"queued", "running"}:
+    if status.state not in {"queued", "running"} or status.off or status.sender.paused:
         return None
-    speeds = [rate for rate in (status.speed, status.sender.rate, status.rate) if rate > 0]
+    speeds = [v for v in (status.speed, status.sender.rate, status.rate) if v >= 0.05]  # noqa: PLR2004 - shown as 0.1
     return math.ceil(left / min(speeds)) if speeds else None
 
 
-def wait_of(
-    status: JobStatus | None, now_ms: int, state_in_pg: str = "", created_ms: int = 0
-) -> Wait | None:
-    """Return what stands in a job's way, the most lasting obstacle first.
-
-    Args:
-        status: what Redis knows; None when it does not have the job.
-        now_ms: the time, epoch.
-        state_in_pg: the row's state; only looked at when Redis does not have the job.
-        created_ms: when the row was made, epoch.
-    """
-    if status is None:
-        is_late = state_in_pg not in FINAL_STATES and now_ms - created_ms >= STORAGE_AFTER_MS
-        return Wait("storage", "accepted; the queue does not have it yet") if is_late else None
+def wait_of(status: JobStatus, now_ms: int) -> wire.Wait | None:
+    """Return what stands in a job's way, the most lasting thing first; None when nothing does."""
     if status.state == "paused":
-        by = status.by or None
-        if by == "system" and status.reason.startswith("template"):
-            return Wait("template_paused", "WhatsApp paused the template", None, by)
-        return Wait("paused", status.reason or "paused on request", None, by)
+        return _pause_of(status)
     if status.state not in {"queued", "running"}:
         return None
     if status.off:
-        return Wait("kill_switch", "sending is switched off")
-    return _sender_wait(status, now_ms)
-
-
-def _sender_wait(status: JobStatus, now_ms: int) -> Wait | None:
-    sender = status.sender
-    if sender.paused and sender.why == "token":
-        return Wait("token_invalid", "WhatsApp refuses the sender's token")
+        return wire.Wait("kill_switch", "sending is switched off")
+    sender, tally = status.sender, status.tally
     if sender.paused:
-        return Wait("sender_paused", f"the sender is paused ({sender.why or 'by an operator'})")
-    if status.unreachable:
-        return Wait("graph_unreachable", "no worker reaches WhatsApp")
+        if sender.why == "token":
+            return wire.Wait("token_invalid", "WhatsApp refuses the number's token")
+        return wire.Wait("sender_paused", "the number is paused")
     if sender.blocked_until_ms > now_ms:
-        why = f"WhatsApp asked for a pause ({sender.why or 'throttled'})"
-        return Wait("sender_blocked", why, time_text(sender.blocked_until_ms))
-    if not sender.known:
-        return Wait("storage", "the queue has not been told the sender's rate yet")
-    if not status.tally.queued:
-        return None
-    if status.rate and (not sender.rate or status.rate < sender.rate):
-        return Wait("job_rate", f"this job's own limit {status.rate:g}/s")
-    if sender.rate:
-        return Wait("sender_rate", f"number limit {sender.rate:g}/s{_shared_by(sender.jobs)}")
+        until = wire.time_text(sender.blocked_until_ms)
+        return wire.Wait("sender_blocked", "WhatsApp asked the number to be silent", until=until)
+    if status.unreachable:
+        return wire.Wait("graph_unreachable", "no worker reaches WhatsApp's API")
+    if not sender.known or status.reserved <= status.cursor < tally.total:
+        return wire.Wait("storage", "waiting for the storage to note how far it may go")
+    left = tally.queued + tally.retrying
+    share = sender.rate / max(1, sender.jobs)
+    if left and status.rate and (not share or status.rate <= share):
+        return wire.Wait("job_rate", f"the job's own limit {status.rate:g}/s")
+    if left and sender.rate:
+        jobs = f", {sender.jobs} jobs share it" if sender.jobs > 1 else ""
+        return wire.Wait("sender_rate", f"number limit {sender.rate:g}/s{jobs}")
     return None
 
 
-def _shared_by(jobs: int) -> str:
-    return f", {jobs} jobs share it" if jobs > 1 else ""
+def _pause_of(status: JobStatus) -> wire.Wait:
+    by, reason = status.by or None, status.reason
+    if reason.startswith(_BREAKER):
+        number = reason.removeprefix(_BREAKER)
+        code = code_of_reason(int(number)) if number.isdigit() else None
+        if code in _TEMPLATE_CODES:
+            return wire.Wait("template_paused", f"WhatsApp paused the template ({code})", by=by)
+        shown = f", the last with code {code}" if code else ""
+        return wire.Wait("paused", f"too many failures in a row{shown}", by=by)
+    return wire.Wait("paused", reason or "paused until somebody resumes it", by=by)
 
 
-def snapshot_of(status: JobStatus, now_ms: int) -> Snapshot:
-    """Return a job's snapshot from its hash."""
-    return Snapshot(
-        job=status.id,
-        event=parse_id(status.event) or NO_EVENT,
-        is_end=status.is_ended,
+def encode(event_id: str, event: Event) -> bytes:
+    """Return an event as it goes over the wire; JSON has no line break, so it is one data line."""
+    return b"id: " + event_id.encode() + b"\ndata: " + wire.encode(event) + b"\n\n"
+
+
+def frame(status: JobStatus, now_ms: int, kind: Kind, reset: bool = False) -> bytes:  # noqa: FBT001, FBT002 - the event's own field
+    """Return a job's snapshot as a frame; an ended job's is always its `end`."""
+    event = Event(
+        type="end" if status.is_ended else kind,
+        job_id=status.id,
         state=status.state,
         wait=wait_of(status, now_ms),
+        at=wire.time_text(now_ms),
+        reset=reset,
         progress=progress_of(status),
-        at_ms=now_ms,
     )
+    return encode(status.event, event)
 
 
-def resume(
-    given: str | None, newest: EventId, last: EventId, *, is_end: bool, exact: bool = True
+def order(event_id: str) -> tuple[int, int] | None:
+    """Return a stream id as two numbers that compare; None for what is not one.
+
+    >>> order("1795511671402-0") < order("1795511671402-10")
+    True
+    """
+    found = _ID.fullmatch(event_id)
+    if found is None:
+        return None
+    ms, sequence = int(found[1]), int(found[2])
+    return (ms, sequence) if ms < _U64 and sequence < _U64 else None
+
+
+def decide_resume(
+    given: str | None, newest: str, end_event: str | None, last_of_shard: str
 ) -> Resume:
-    """Say what a connection that names an id is owed (the table of interfaces' section 3).
+    """Decide what a connection that comes with `given` gets first.
 
     Args:
-        given: `Last-Event-ID`, or the query's; None when there was none.
-        newest: id of the job's newest event; of several jobs the largest.
-        last: the shard's newest change note: what lies above it was never given out.
-        is_end: `newest` is the last one there will be.
-        exact: False for several jobs: no resume, each connection begins with snapshots.
+        given: `Last-Event-ID`, or None.
+        newest: id of the job's newest note; the end's when Redis no longer has the job.
+        end_event: id of the job's last note; None while there is none.
+        last_of_shard: id of the newest note in the shard's `events`.
 
-    >>> resume("5-0", EventId(5), EventId(9), is_end=True)
-    'over'
+    Returns:
+        `snapshot` · `nothing` until something changes · `stop`: 204, the browser never returns
+        · `reset`: a snapshot that says it may go back, since nobody here gave out that id.
+
+    >>> decide_resume("5-0", "7-0", None, "9-0"), decide_resume("8-0", "7-0", None, "9-0")
+    ('snapshot', 'reset')
     """
-    if not given:
+    if given is None:
         return "snapshot"
-    seen = parse_id(given)
-    if seen is None or seen > max(newest, last):
+    at = order(given)
+    if at is None:
         return "reset"
-    if is_end:
-        return "over" if seen >= newest else "snapshot"
-    if not exact:
-        return "snapshot"
-    if seen > newest:
-        return "reset"
-    return "nothing" if seen == newest else "snapshot"
-
-
-class _Event(msgspec.Struct, frozen=True, rename={"job_id": "jobId"}):
-    type: EventType
-    job_id: str
-    state: str
-    wait: Wait | None
-    at: str | None
-    reset: bool
-    progress: Progress
-
-
-def frame(snapshot: Snapshot, kind: EventType, *, reset: bool = False) -> bytes:
-    """Return one SSE event, unnamed: JSON has no raw line break, so the body is one line.
-
-    Without a change note there is no id, and the client keeps the one it has.
-    """
-    event = _Event(
-        "end" if snapshot.is_end else kind,
-        snapshot.job,
-        snapshot.state,
-        snapshot.wait,
-        time_text(snapshot.at_ms),
-        reset,
-        snapshot.progress,
-    )
-    head = b"" if snapshot.event == NO_EVENT else f"id: {snapshot.event}\n".encode()
-    return head + b"data: " + encode(event) + b"\n\n"
-
-
-def bye(retry_ms: int) -> bytes:
-    """Return the last frame before this process stops: come back after `retry_ms`."""
-    return f"event: bye\nretry: {retry_ms}\ndata: {{}}\n\n".encode()
-
-
-REVOKED: Final = b"event: revoked\ndata: {}\n\n"
-HEARTBEAT: Final = b": hb\n\n"
-
-
-def hello(retry_ms: int) -> bytes:
-    """Return what every stream begins with, so that proxies flush."""
-    return f"retry: {retry_ms}\n: ok\n\n".encode()
+    now = order(newest) or (0, 0)
+    if end_event is not None:
+        end = order(end_event) or (0, 0)
+        # Above the end and above all that was ever noted is an id from before a fail-over:
+        # its client has not seen this end.
+        if at == end or end < at <= (order(last_of_shard) or (0, 0)):
+            return "stop"
+    if at == now:
+        return "nothing"
+    return "snapshot" if at < now else "reset"
