@@ -98,7 +98,7 @@ class Fact(NamedTuple):
         due_s: seconds until the next try; only with RETRY and PENDING, at most 2**24 - 1.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs
     state: int
     attempt: int
     reason: int = 0
@@ -132,7 +132,7 @@ class Intent(NamedTuple):
         in_place: True for a try that no release has paid for: the script charges the bucket.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs
     attempt: int
     in_place: bool = False
 
@@ -353,6 +353,15 @@ class JobSpec(msgspec.Struct, frozen=True):
     def chunks(self) -> int:
         """Return how many chunks the job has."""
         return -(-self.recipients // self.chunk_size)
+
+
+class JobMessage(msgspec.Struct, frozen=True):
+    """What a worker must know of a job to send it: the rest travels with its claims."""
+
+    sender: str
+    message: bytes
+    on_unknown: str
+    chunk_size: int
 
 
 class Tally(msgspec.Struct):

@@ -28,6 +28,7 @@ from shared.models import (
     ControlResult,
     EventNote,
     Go,
+    JobMessage,
     JobSpec,
     JobStatus,
     OutcomeEntry,
@@ -238,21 +239,16 @@ class Queue:
         client = self._commands[keys.shard_of(job_id)]
         return cast("bytes", await self._try(lambda: client.get(keys.states(job_id))) or b"")
 
-    async def message(self, job_id: str) -> tuple[str, bytes, str] | None:
-        """Return a job's sender id, message and `on_unknown`; None when it is gone."""
+    async def message(self, job_id: str) -> JobMessage | None:
+        """Return what a worker must know of a job to send it; None when it is gone."""
         client = self._commands[keys.shard_of(job_id)]
-        reply = await self._try(
-            lambda: client.hmget(keys.job(job_id), ["sender", "message", "on_unknown", "vars"])
+        names = ["sender", "message", "on_unknown", "chunk_size"]
+        sender, message, on_unknown, chunk_size = await self._try(
+            lambda: client.hmget(keys.job(job_id), names)
         )
-        if reply[0] is None:
+        if sender is None:
             return None
-        return _text(reply[0]), cast("bytes", reply[1]), _text(reply[2])
-
-    async def variables(self, job_id: str) -> list[str]:
-        """Return the names of a job's placeholders, in the order of `Chunk.values`."""
-        client = self._commands[keys.shard_of(job_id)]
-        raw = await self._try(lambda: client.hget(keys.job(job_id), "vars"))
-        return msgspec.json.decode(raw, type=list[str]) if raw else []
+        return JobMessage(_text(sender), bytes(message), _text(on_unknown), int(chunk_size))
 
     async def statuses(self, job_ids: list[str]) -> list[JobStatus | None]:
         """Return what Redis knows of each job; two pipelines a shard: jobs, then their senders."""

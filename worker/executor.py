@@ -13,6 +13,7 @@ import msgspec
 
 from shared.clock import Clock
 from shared.errors import QueueError
+from shared.graph_codes import ROWS
 from shared.ids import Ids
 from shared.logs import Refusals, get
 from shared.message import BodyMaker, body_for, message_of
@@ -42,6 +43,15 @@ FACTS_AGE_S: Final = 0.25  # facts are told at the latest so long after the answ
 POISON_FROM: Final = 3  # from this delivery on a claim runs with windows of one
 _REPORT_PAUSE_S: Final = 0.5
 _MESSAGES_MAX: Final = 256
+_CAUSES: Final = frozenset({"timeout", "reset", "bad_reply"})
+_OUTCOME_LABEL: Final = {
+    "accepted": "ok",
+    "rejected": "4xx",
+    "throttled": "throttled",
+    "not_sent": "network",
+    "unknown": "timeout",
+}
+KNOWN_CODES: Final = frozenset(row.code for row in ROWS)
 _log = get("worker.executor")
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -94,6 +104,7 @@ class Job(NamedTuple):
 
     sender: str
     resend: bool
+    chunk_size: int
     make: BodyMaker
 
 
@@ -113,16 +124,24 @@ class Jobs:
         found = await self._queue.message(job_id)
         if found is None:
             return None
-        sender, message, on_unknown = found
-        names = await self._queue.variables(job_id)
-        job = Job(sender, on_unknown == "resend", body_for(message_of(message), names))
+        make = body_for(message_of(found.message))
+        job = Job(found.sender, found.on_unknown == "resend", found.chunk_size, make)
         self._known[job_id] = job
         while len(self._known) > _MESSAGES_MAX:
             self._known.popitem(last=False)
         return job
 
 
-Scopes = Callable[[Sender, Decision, Answer], Awaitable[None]]
+def _action_label(decision: Decision) -> str:
+    """Fold eleven actions into the four words of the metric (whatsapp 6.1)."""
+    if decision.kind == "retry":
+        return "retry"
+    if decision.kind == "back":
+        return "pause" if decision.scope_action == "pause" else "slow"
+    return "fail"
+
+
+Scopes = Callable[[str, Sender, Decision, Answer], Awaitable[None]]
 
 
 class Tools(NamedTuple):
@@ -334,11 +353,9 @@ class Executor:
         t, chunk = self._t, self._go.chunk
         phone = chunk.phones[todo.index]
         values = chunk.values[todo.index] if chunk.values else None
-        body = job.make(phone, values, self._opaque(todo))
+        body = job.make(phone, values, self._opaque(job, todo))
         start_s = t.clock.monotonic()
-        answer = await t.graph.send(
-            sender.version, sender.phone_number_id, sender.token, body
-        )
+        answer = await t.graph.send(sender.version, sender.phone_number_id, sender.token, body)
         took_s = t.clock.monotonic() - start_s
         self._latency_s += took_s
         self._answers += 1
@@ -352,23 +369,34 @@ class Executor:
         self._count(answer, decision, took_s)
         await self._settle(sender, todo, answer, decision, phone)
 
-    def _opaque(self, todo: Todo) -> str:
-        position = self._claim.chunk * self._chunk_size() + todo.index
+    def _opaque(self, job: Job, todo: Todo) -> str:
+        position = self._claim.chunk * job.chunk_size + todo.index
         text = f"d1.{self._claim.job}.{position}.{todo.attempt}"
         mac = hmac.digest(self._t.opaque_key, text.encode(), "sha256").hex()[:16]
         return f"{text}.{mac}"
 
-    def _chunk_size(self) -> int:
-        # All chunks but the last are full; the last one's own length would misplace it.
-        return self._t.settings.bulk_batch_size
-
     def _count(self, answer: Answer, decision: Decision, took_s: float) -> None:
         metrics = self._t.metrics
-        metrics.answered(answer.kind, answer.http_status, took_s)
+        metrics.graph_request_duration_seconds.labels(_OUTCOME_LABEL[answer.kind]).observe(took_s)
+        if answer.kind == "accepted":
+            metrics.attempt_accepted.inc()
+        elif answer.kind == "throttled":
+            metrics.attempt_throttled.inc()
+        elif answer.kind == "not_sent":
+            metrics.attempt_unsent.inc()
+        elif answer.kind == "unknown":
+            metrics.attempt_lost.inc()
+            cause = answer.why if answer.why in _CAUSES else "bad_reply"
+            metrics.unknown_total.labels(cause).inc()
+        else:
+            metrics.attempt_refused.inc()
+        if decision.kind == "retry":
+            (metrics.retry_in_place if decision.in_place else metrics.retry_moved).inc()
         if answer.kind in ("rejected", "throttled"):
-            self._t.refusals.add(
-                self._claim.job, answer.code, answer.http_status, decision.kind
-            )
+            code = str(answer.code) if answer.code in KNOWN_CODES else "other"
+            action = _action_label(decision)
+            metrics.message_errors_total.labels(code, action).inc()
+            self._t.refusals.add(self._claim.job, answer.code, answer.http_status, action)
 
     async def _settle(
         self, sender: Sender, todo: Todo, answer: Answer, decision: Decision, phone: int
@@ -397,7 +425,7 @@ class Executor:
             self._note(Fact(index, State.PENDING, attempt), None)
             if decision.scope_action == "slow":
                 self._throttled_ms = int(decision.hold_s * 1000)
-            await self._t.on_scope(sender, decision, answer)
+            await self._t.on_scope(self._claim.job, sender, decision, answer)
 
     def _again(self, todo: Todo, decision: Decision) -> None:
         due_s = 0 if decision.in_place else min(2**24 - 1, max(1, round(decision.delay_s)))
@@ -419,7 +447,10 @@ class Executor:
     async def _close(self) -> None:
         """Tell the last facts and give the rest back."""
         t = self._t
-        facts = [*self._facts, *(f for i, f in self._dues.items() if f not in self._facts and i >= 0)]
+        facts = [
+            *self._facts,
+            *(f for i, f in self._dues.items() if f not in self._facts and i >= 0),
+        ]
         packed, record = b"".join([f.pack() for f in facts]), _encode(self._details)
         if packed:
             t.pulse.remember(self._claim, packed, record)

@@ -74,6 +74,10 @@ class Senders:
         """Return a sender that may send; None when unknown, paused or its token is sealed."""
         return self._open.get(sender_id)
 
+    def all(self) -> list[Sender]:
+        """Return every sender that may send."""
+        return list(self._open.values())
+
     def name_of(self, sender_id: str) -> str:
         """Return a sender's name, paused or not; its id when nobody knows it."""
         row = self._rows.get(sender_id)

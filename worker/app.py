@@ -1,0 +1,191 @@
+"""Opens everything, runs slots and side tasks together: one that crashes ends all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+
+from shared import logs, management
+from shared.archive import Archive, SenderRow
+from shared.clock import Clock
+from shared.connect import open_postgres
+from shared.errors import QueueError, SettingsError
+from shared.ids import Ids
+from shared.metrics import WorkerMetrics
+from shared.queue import Queue
+from shared.sealing import Sealing
+from shared.settings import Settings
+from worker.executor import Jobs, Tools
+from worker.graph import GraphClient
+from worker.health import checks
+from worker.log_writer import LogWriter
+from worker.pool import Pool
+from worker.publisher import Publisher
+from worker.scopes import Scopes
+from worker.senders import Senders
+from worker.tick import Pulse
+
+_OFF_TTL_MS: Final = 10_000
+_OFF_EVERY_S: Final = 3.0
+_log = logs.get("worker")
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Send until `stop`, then drain.
+
+    Raises:
+        SettingsError: Redis may lose what it is told, or a port is taken.
+    """
+    clock, ids = Clock(), Ids()
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry)
+    worker = ids.worker_name()
+    async with AsyncExitStack() as stack:
+        queue = await Queue.open(settings)
+        stack.push_async_callback(queue.close)
+        await refuse_volatile(queue, settings)
+        pool = await open_postgres(settings)
+        stack.push_async_callback(pool.close)
+        archive = Archive(pool)
+        sealing = Sealing(settings.bulk_secret_key)
+        await ensure_default(archive, settings, sealing, ids)
+        senders = Senders(archive, queue, settings, sealing, clock)
+        await senders.refresh()
+        graph = await stack.enter_async_context(
+            GraphClient(
+                settings.graph_base_url,
+                limit=min(settings.worker_slots, 64) * settings.bulk_concurrency,
+                connect_timeout_s=settings.graph_connect_timeout_s,
+                timeout_s=settings.graph_timeout_s,
+                keepalive_s=settings.graph_keepalive_s,
+            )
+        )
+        pulse = Pulse(queue, worker, settings, clock, metrics)
+        scopes = Scopes(queue, archive, senders, pulse, clock)
+        refusals = logs.Refusals(logs.get("worker"), clock)
+        tools = Tools(
+            queue,
+            graph,
+            senders,
+            Jobs(queue),
+            pulse,
+            settings,
+            clock,
+            ids,
+            metrics,
+            refusals,
+            sealing.derive("opaque"),
+            scopes.act,
+        )
+        slots = Pool(tools, settings.worker_slots)
+        live, ready = checks(queue, archive, slots, pulse, clock)
+        await stack.enter_async_context(
+            management.serve(
+                settings.metrics_host,
+                settings.worker_metrics_port,
+                registry=registry,
+                clock=clock,
+                live=live,
+                ready=ready,
+                token=settings.metrics_token,
+            )
+        )
+        for shard in range(queue.shards):
+            await queue.prepare(shard)
+        _log.info("worker.started", worker=worker, sandbox=settings.is_sandbox)
+        writer = LogWriter(queue, archive, settings, clock, metrics, worker)
+        publisher = Publisher(queue, archive, settings, clock, ids, senders)
+        await _together(stop, tools, slots, pulse, [writer.run, publisher.run, senders.run])
+
+
+async def _together(
+    stop: asyncio.Event, tools: Tools, slots: Pool, pulse: Pulse, sides: list[Any]
+) -> None:
+    """Run all until `stop`; the side tasks outlive the slots, whose last facts they must write."""
+    drained = asyncio.Event()
+
+    async def send() -> None:
+        try:
+            await slots.run(stop)
+        finally:
+            drained.set()
+
+    async def watch() -> None:
+        while not drained.is_set():
+            tools.metrics.worker_slots.set(tools.settings.worker_slots)
+            tools.metrics.worker_busy_slots.set(slots.busy)
+            age_s = tools.clock.monotonic() - pulse.last_good_s
+            tools.metrics.tick_age_seconds.set(age_s)
+            tools.refusals.flush_if_due()
+            await tools.clock.sleep(1.0)
+        tools.refusals.flush()
+
+    work: list[Coroutine[Any, Any, None]] = [send(), watch(), pulse.run(drained)]
+    work += [side(drained) for side in sides]
+    if tools.settings.disable_bulk_messaging:
+        work.append(_stay_off(tools, drained))
+    async with asyncio.TaskGroup() as group:
+        for each in work:
+            group.create_task(each)
+
+
+async def _stay_off(tools: Tools, stop: asyncio.Event) -> None:
+    """Hold the whole pool while this process lives: DISABLE_BULK_MESSAGING is set."""
+    name = tools.pulse.worker
+    while not stop.is_set():
+        for shard in range(tools.queue.shards):
+            try:
+                await tools.queue.switch(shard, name, _OFF_TTL_MS)
+            except QueueError:
+                _log.warning("switch.not_written", shard=shard)
+        await tools.clock.sleep(_OFF_EVERY_S)
+    for shard in range(tools.queue.shards):
+        await tools.queue.switch(shard, name, 0)
+
+
+async def refuse_volatile(queue: Queue, settings: Settings) -> None:
+    """Refuse a Redis that may forget what it was told (pitfalls V1).
+
+    Raises:
+        SettingsError: no append-only file, or keys may be evicted; ALLOW_VOLATILE=1 accepts it.
+    """
+    info = await queue.server_info()
+    if settings.allow_volatile or (info.is_aof and info.policy == "noeviction"):
+        return
+    raise SettingsError(
+        "REDIS_URL: the server may lose jobs: it needs `appendonly yes` and "
+        f"`maxmemory-policy noeviction` (it has {info.policy}, AOF {info.is_aof}); "
+        "set ALLOW_VOLATILE=1 to accept that"
+    )
+
+
+async def ensure_default(archive: Archive, settings: Settings, sealing: Sealing, ids: Ids) -> None:
+    """Make or update the sender `default` from WHATSAPP_*, when both are set."""
+    number, token = settings.whatsapp_phone_number_id, settings.whatsapp_access_token
+    if not number or token is None:
+        return
+    waba = settings.whatsapp_business_account_id
+    have = await archive.sender_by_name_or_id("default")
+    if have is not None:
+        try:
+            same = sealing.open(have.token_sealed) == token.reveal()
+        except Exception:  # noqa: BLE001 - whatever is wrong with the old token, it is replaced
+            same = False
+        if same and have.phone_number_id == number and have.waba_id == waba:
+            return
+    await archive.add_sender(
+        SenderRow(
+            id=have.id if have else ids.object_id("snd"),
+            name="default",
+            phone_number_id=number,
+            token_sealed=sealing.seal(token.reveal()),
+            waba_id=waba,
+            rate=have.rate if have else None,
+            burst=have.burst if have else None,
+            is_default=True,
+        )
+    )
