@@ -1,0 +1,226 @@
+"""From the outcomes stream to PostgreSQL: each entry is committed before it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from shared.archive import Archive, Recorded
+from shared.clock import Clock
+from shared.errors import ArchiveError, QueueError
+from shared.logs import get
+from shared.metrics import WorkerMetrics
+from shared.models import TRIP, OutcomeEntry, Reason, State, unpack_facts
+from shared.queue import Queue
+from shared.settings import Settings
+
+_COUNT: Final = 200
+_COUNT_BEHIND: Final = 1000
+_BLOCK_MS: Final = 500
+# Entries come in tens a second; a short wait makes one transaction of them.
+_LINGER_S: Final = 0.1
+_ROWS_MAX: Final = 1000  # of one transaction, unless one entry has more
+_FACT_BYTES: Final = 9
+_LOW_EVERY_S: Final = 1.0
+_STALE_EVERY_S: Final = 5.0
+_PAUSE_S: Final = 0.2
+_PAUSE_MAX_S: Final = 5.0
+_DRAIN_S: Final = 2.0
+_DRAIN_BLOCK_MS: Final = 20
+_STATE_AT: Final = 2  # of a packed fact
+_CAUSES: Final = {
+    int(Reason.CRASH): "crash",
+    int(Reason.TIMEOUT): "timeout",
+    int(Reason.RESET): "reset",
+    int(Reason.BAD_REPLY): "bad_reply",
+}
+_log = get("worker.log_writer")
+
+
+class LogWriter:
+    """One worker's share of the archive group, on every shard.
+
+    Nothing here needs a fence: an entry written twice changes nothing the second time.
+
+    Args:
+        queue: the Redis door.
+        archive: the PostgreSQL door.
+        settings: of the process.
+        clock: pauses and durations.
+        metrics: rows, outcomes, ended jobs.
+        consumer: this process's name in the group.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        archive: Archive,
+        settings: Settings,
+        clock: Clock,
+        metrics: WorkerMetrics,
+        consumer: str,
+    ) -> None:
+        """Begin without any entry in hand."""
+        self._queue = queue
+        self._archive = archive
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._consumer = consumer
+        self._failures = [0] * queue.shards
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Write until `stop`, then what is still there, for at most two seconds."""
+        shards = range(self._queue.shards)
+        await asyncio.gather(
+            *(self._follow(shard, stop) for shard in shards),
+            *(self._take_over(shard, stop) for shard in shards),
+            *(self._raise_marks(shard, stop) for shard in shards),
+        )
+        await asyncio.gather(*(self._drain(shard) for shard in shards))
+
+    async def _follow(self, shard: int, stop: asyncio.Event) -> None:
+        count = _COUNT
+        while not stop.is_set():
+            try:
+                entries = await self._queue.read_outcomes(shard, self._consumer, count, _BLOCK_MS)
+            except QueueError as error:
+                await self._pause(shard, error)
+                continue
+            await self._write(shard, entries, stop)
+            is_behind = len(entries) == count
+            count = _COUNT_BEHIND if is_behind else _COUNT
+            if entries and not is_behind:
+                await self._clock.sleep(_LINGER_S)
+
+    async def _write(self, shard: int, entries: list[OutcomeEntry], stop: asyncio.Event) -> None:
+        """Commit entries, as often as it takes; at a stop they are left to another worker."""
+        for batch in batches(entries):
+            while not await self._commit(shard, batch):
+                if stop.is_set():
+                    return
+
+    async def _commit(self, shard: int, batch: list[OutcomeEntry]) -> bool:
+        began_s = self._clock.monotonic()
+        try:
+            recorded = await self._archive.record(batch)
+            self._metrics.archive_flush_seconds.observe(self._clock.monotonic() - began_s)
+            # Before the entries go: a lost call would leave the job's keys without a TTL.
+            for job_id, version in recorded.ended:
+                await self._queue.archived(job_id, version)
+            await self._queue.ack_outcomes(shard, [entry.entry for entry in batch])
+        except (ArchiveError, QueueError) as error:
+            await self._pause(shard, error)
+            return False
+        self._failures[shard] = 0
+        self._tell(batch, recorded)
+        return True
+
+    def _tell(self, batch: list[OutcomeEntry], recorded: Recorded) -> None:
+        metrics = self._metrics
+        metrics.archive_rows_total.inc(recorded.rows)
+        for moved in recorded.moved:
+            name = metrics.sender_label(moved.sender)
+            metrics.messages_total.labels(name, moved.outcome).inc(moved.count)
+        for entry in batch:
+            for reason in _unknown(entry):
+                if reason in _CAUSES:
+                    metrics.unknown_total.labels(_CAUSES[reason]).inc()
+            if entry.kind == "state" and entry.event:
+                metrics.jobs_finished_total.labels(entry.job_state).inc()
+                _log.info(
+                    "job.finished",
+                    jobId=entry.job,
+                    state=entry.job_state,
+                    duration_ms=entry.finished_ms - (entry.started_ms or entry.finished_ms),
+                )
+
+    async def _take_over(self, shard: int, stop: asyncio.Event) -> None:
+        """Write what a dead worker has read and never acknowledged."""
+        cursor = "0-0"
+        while not await self._is_over(stop, _STALE_EVERY_S):
+            try:
+                cursor, entries = await self._queue.claim_stale_outcomes(
+                    shard, self._consumer, cursor
+                )
+            except QueueError:
+                continue  # the reader meets the same and says it
+            if entries:
+                _log.info("outcomes.taken_over", shard=shard, entries=len(entries))
+                await self._write(shard, entries, stop)
+
+    async def _raise_marks(self, shard: int, stop: asyncio.Event) -> None:
+        """Let jobs that near their mark go on, once PostgreSQL knows how far."""
+        while not await self._is_over(stop, _LOW_EVERY_S):
+            try:
+                marks = [(job, mark + step) for job, mark, step in await self._queue.low(shard)]
+                await self._archive.set_reserved(marks)
+                for job_id, mark in marks:
+                    await self._queue.reserve(job_id, mark)
+            except (ArchiveError, QueueError) as error:
+                _log.debug("reserve.failed", shard=shard, error=str(error))
+
+    async def _drain(self, shard: int) -> None:
+        end_s = self._clock.monotonic() + _DRAIN_S
+        while self._clock.monotonic() < end_s:
+            try:
+                entries = await self._queue.read_outcomes(
+                    shard, self._consumer, _COUNT, _DRAIN_BLOCK_MS
+                )
+            except QueueError:
+                return
+            for batch in batches(entries):
+                if not await self._commit(shard, batch):
+                    return
+            if not entries:
+                return
+
+    async def _pause(self, shard: int, error: Exception) -> None:
+        if not self._failures[shard]:
+            _log.warning("archive.waits", shard=shard, error=str(error))
+        pause_s = min(_PAUSE_MAX_S, _PAUSE_S * 2.0 ** min(self._failures[shard], 10))
+        self._failures[shard] += 1
+        await self._clock.sleep(pause_s)
+
+    async def _is_over(self, stop: asyncio.Event, after_s: float) -> bool:
+        """Wait for a while, at most until `stop`; tell whether it came."""
+        try:
+            await asyncio.wait_for(stop.wait(), after_s)
+        except TimeoutError:
+            return False
+        return True
+
+
+def batches(entries: Iterable[OutcomeEntry], rows_max: int = _ROWS_MAX) -> list[list[OutcomeEntry]]:
+    """Return entries in their order, cut into transactions of at most `rows_max` rows.
+
+    An entry is never cut; one that is larger makes a transaction of its own.
+    """
+    out: list[list[OutcomeEntry]] = []
+    rows = 0
+    for entry in entries:
+        size = _size(entry)
+        if not out or rows + size > rows_max:
+            out.append([])
+            rows = 0
+        out[-1].append(entry)
+        rows += size
+    return out
+
+
+def _size(entry: OutcomeEntry) -> int:
+    """Return how many rows an entry makes."""
+    if entry.kind == "facts":
+        return len(entry.facts) // _FACT_BYTES
+    return sum(last - first + 1 for first, last in entry.ranges)
+
+
+def _unknown(entry: OutcomeEntry) -> list[int]:
+    """Return the reason of each recipient that an entry makes unknown; mostly none."""
+    if entry.kind == "range" and entry.state == State.UNKNOWN:
+        return [entry.reason] * _size(entry)
+    if State.UNKNOWN not in entry.facts[_STATE_AT::_FACT_BYTES]:
+        return []
+    facts = unpack_facts(entry.facts)
+    return [fact.reason & ~TRIP for fact in facts if fact.state == State.UNKNOWN]
