@@ -77,10 +77,10 @@ migrate: ## bring the database at DATABASE_URL up to date
 
 lock: ## pin every dependency with its hashes (needs uv)
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --upgrade \
-	  --default-index https://pypi.org/simple --no-emit-index-url --extra embedded \
+	  --no-emit-index-url --extra embedded \
 	  pyproject.toml -o deploy/requirements-run.lock
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --upgrade \
-	  --default-index https://pypi.org/simple --no-emit-index-url --extra embedded \
+	  --no-emit-index-url --extra embedded \
 	  --group pyproject.toml:dev -c deploy/requirements-run.lock \
 	  pyproject.toml -o deploy/requirements-dev.lock
 

@@ -1,1 +1,1 @@
-"""What api and worker both stand on: words first, then tools, then the doors to Redis and PostgreSQL."""
+"""What api and worker stand on: words first, then tools, then the doors to the stores."""

@@ -188,7 +188,7 @@ class Moved(NamedTuple):
 
     sender: str
     outcome: str
-    count: int
+    recipients: int
 
 
 class Recorded(msgspec.Struct, frozen=True):

@@ -71,8 +71,8 @@ def shard_of(job_id: str) -> int:
     >>> shard_of("job_01m86db0v300hd99fdtgj8yepfzx")
     0
     """
-    high, low = job_id[_TIME_AND_PREFIX : _TIME_AND_PREFIX + 2]
-    return ALPHABET.index(high) * 32 + ALPHABET.index(low)
+    at = _TIME_AND_PREFIX
+    return ALPHABET.index(job_id[at]) * 32 + ALPHABET.index(job_id[at + 1])
 
 
 def ready(shard: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import struct
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,6 +18,7 @@ from redis.exceptions import (
 )
 
 from shared import keys
+from shared.clock import Clock
 from shared.connect import open_redis
 from shared.errors import QueueError
 from shared.models import (
@@ -76,7 +76,7 @@ def _error_of(error: Exception) -> QueueError:
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return QueueError("Redis is full", refused=True, full=True)
     refused = isinstance(error, ReadOnlyError) or text.startswith(_REFUSALS)
-    refused = refused or text.startswith("Error") and "connecting to" in text
+    refused = refused or (text.startswith("Error") and "connecting to" in text)
     return QueueError(f"Redis: {type(error).__name__}", refused=refused)
 
 
@@ -106,6 +106,7 @@ class Queue:
         self.visitors = visitors
         self._commands = commands
         self._reads = reads
+        self._clock = Clock()
         self._scripts = {name: Script(name, shebang=shebang) for name in NAMES}
 
     @classmethod
@@ -133,10 +134,10 @@ class Queue:
                 last = _error_of(error)
                 if last.refused or turn == tries - 1:
                     raise last from error
-                await asyncio.sleep(_PAUSES_S[min(turn, 1)])
+                await self._clock.sleep(_PAUSES_S[min(turn, 1)])
         raise AssertionError
 
-    async def _run(self, name: str, shard: int, *args: Argument) -> Any:
+    async def _run(self, name: str, shard: int, *args: Argument) -> Any:  # noqa: ANN401 - a script's reply, narrowed by its caller
         script, client = self._scripts[name], self._commands[shard]
         full: list[Argument] = [keys.tag(shard), *args]
         return await self._try(lambda: script.run(client, [keys.gate(shard)], full))
@@ -243,9 +244,8 @@ class Queue:
         """Return what a worker must know of a job to send it; None when it is gone."""
         client = self._commands[keys.shard_of(job_id)]
         names = ["sender", "message", "on_unknown", "chunk_size"]
-        sender, message, on_unknown, chunk_size = await self._try(
-            lambda: client.hmget(keys.job(job_id), names)
-        )
+        reply: Any = await self._try(lambda: client.hmget(keys.job(job_id), names))
+        sender, message, on_unknown, chunk_size = reply
         if sender is None:
             return None
         return JobMessage(_text(sender), bytes(message), _text(on_unknown), int(chunk_size))
@@ -732,12 +732,12 @@ def _hash_of(spec: JobSpec) -> list[Argument]:
     ]  # fmt: skip
 
 
-def _submitted(reply: Any) -> SubmitResult:
+def _submitted(reply: Any) -> SubmitResult:  # noqa: ANN401 - redis-py's reply
     kind = cast("Literal['made', 'exists', 'missing']", _text(reply[0]))
     return SubmitResult(kind, _text(reply[1]), _text(reply[2]), int(reply[3]))
 
 
-def _entries(reply: Any) -> list[tuple[str, dict[str, bytes]]]:
+def _entries(reply: Any) -> list[tuple[str, dict[str, bytes]]]:  # noqa: ANN401 - redis-py's
     """Return the entries of one stream, from either shape of redis-py's answer."""
     if not reply:
         return []
@@ -763,7 +763,7 @@ def _claim_of(shard: int, entry: str, f: dict[str, bytes]) -> Claim:
     )
 
 
-def _begun(reply: Any) -> Begun:
+def _begun(reply: Any) -> Begun:  # noqa: ANN401 - redis-py's reply
     word = _text(reply[0])
     if word == "wait":
         return Wait(int(reply[1]))
@@ -879,5 +879,5 @@ def _status_of(
     )
 
 
-def _age(now_ms: int, head: Any) -> int:
+def _age(now_ms: int, head: Any) -> int:  # noqa: ANN401 - redis-py's reply
     return max(0, now_ms - int(_text(head[0][0]).split("-")[0])) if head else 0

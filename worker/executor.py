@@ -60,7 +60,7 @@ class Todo(NamedTuple):
     """A recipient that is still to be sent to: when, which, with which attempt."""
 
     due_s: float
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs
     attempt: int
     in_place: bool
 
@@ -334,10 +334,8 @@ class Executor:
             if delay_s > 0:
                 await clock.sleep(delay_s)
             expires = self._go.expires_ms
-            if self._is_stopping or not self._may_go_on():
-                self._is_stopping = True
-                self._note(Fact(todo.index, State.PENDING, todo.attempt), None)
-            elif expires and clock.now_ms() >= expires:
+            is_late = bool(expires) and clock.now_ms() >= expires
+            if self._is_stopping or is_late or not self._may_go_on():
                 self._is_stopping = True
                 self._note(Fact(todo.index, State.PENDING, todo.attempt), None)
             else:

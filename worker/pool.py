@@ -113,7 +113,7 @@ class Pool:
     async def _one(self, shard: int, claim: Claim, go: Go) -> None:
         try:
             await Executor(self._t, claim, go).run()
-        except Exception:
+        except Exception:  # noqa: BLE001 - one broken claim must not end the others
             # The claim stays pending: anti-entropy or the reaper brings it back.
             _log.exception("claim.broken", jobId=claim.job, chunk=claim.chunk)
         finally:

@@ -1,4 +1,4 @@
-"""The pulse: lease, strays, what must stop. What a worker may do now is asked here, not of Redis."""
+"""The pulse: lease, strays, what must stop; what a worker may do now is asked here."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Pulse:
         self.off = [False] * queue.shards
 
     def may_start(self, shard: int, job: str) -> bool:
-        """Tell whether a request of this job may leave now: lease good, not stopped, not draining."""
+        """Tell whether a request of this job may leave now."""
         return (
             not self.is_draining
             and not self.off[shard]
