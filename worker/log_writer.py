@@ -122,7 +122,7 @@ class LogWriter:
         metrics.archive_rows_total.inc(recorded.rows)
         for moved in recorded.moved:
             name = metrics.sender_label(moved.sender)
-            metrics.messages_total.labels(name, moved.outcome).inc(moved.count)
+            metrics.messages_total.labels(name, moved.outcome).inc(moved.recipients)
         for entry in batch:
             for reason in _unknown(entry):
                 if reason in _CAUSES:
