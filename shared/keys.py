@@ -52,7 +52,7 @@ FAMILIES: Final = (
     Family("{v}:user:<id>", "set", "TTL", "sessions"),
     Family("{v}:quota:<who>", "zset", "TTL", "sessions"),
     Family("{v}:login:<who>", "hash", "TTL", "sessions"),
-    Family("{v}:streams:<process>", "string", "TTL 30 s", "hub"),
+    Family("{v}:streams", "hash", "TTL 30 s", "hub"),
 )
 
 
