@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from shared.errors import TooManyError
 from shared.ids import Ids
 from shared.queue import Queue
 from shared.scripts import Argument, Script
@@ -175,3 +176,18 @@ class Visitors:
         ]
         args = (outcome, s.login_failures, s.login_window_s, s.login_failures_ip)
         return int(await self._run("login", keys, *args))
+
+
+class QuotaError(TooManyError):
+    """The 11th submission of an hour: 429 until the oldest place is free.
+
+    Attributes:
+        policies: names of those without a free place.
+    """
+
+    def __init__(self, quota: Quota) -> None:
+        """Take the waiting time from the quota, never shorter than its `t`."""
+        full = [policy for policy in quota.policies if not policy.left]
+        wait_s = max((policy.reset_s for policy in full), default=1)
+        super().__init__("rate_limited", "No more submissions are allowed this hour.", wait_s)
+        self.policies = [policy.name for policy in full]

@@ -1,0 +1,56 @@
+"""What handlers find on the application and on a request, by typed keys."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final
+from weakref import WeakValueDictionary
+
+from aiohttp import web
+
+from api.hub import Hub
+from api.sessions import Visitors
+from shared.archive import Archive
+from shared.clock import Clock
+from shared.ids import Ids
+from shared.management import Checks
+from shared.metrics import ApiMetrics
+from shared.phone import PossibleLengths
+from shared.queue import Queue
+from shared.settings import Settings
+
+
+@dataclass(slots=True)
+class Resources:
+    """Everything a handler may use; opened by `api.app`, closed by it.
+
+    Attributes:
+        is_draining: set by SIGTERM; readyz and new requests answer 503 from then on.
+        born: the last known `born` of each shard, for the rows of jobs.
+        turns: one lock a user: one submission is decoded at a time.
+        ready: checks of /readyz.
+    """
+
+    settings: Settings
+    clock: Clock
+    ids: Ids
+    queue: Queue
+    archive: Archive
+    visitors: Visitors
+    hub: Hub
+    metrics: ApiMetrics
+    lengths: PossibleLengths
+    ready: Checks
+    version: str = ""
+    is_draining: bool = False
+    born: dict[int, str] = field(default_factory=dict)
+    turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+
+
+RESOURCES: Final = web.AppKey("resources", Resources)
+
+
+def resources(request: web.Request) -> Resources:
+    """Return what the request's application was given."""
+    return request.config_dict[RESOURCES]
