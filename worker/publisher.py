@@ -1,0 +1,262 @@
+"""Jobs that PostgreSQL has and Redis has not: submitted again, or rebuilt from what is logged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+from shared import keys
+from shared.archive import Archive, JobRow
+from shared.clock import Clock
+from shared.errors import ArchiveError, QueueError
+from shared.ids import Ids
+from shared.logs import get
+from shared.models import OUTCOMES, JobSpec, OutcomeEntry, Reason, State
+from shared.queue import Queue
+from shared.settings import Settings
+from worker.senders import Senders
+
+_EVERY_S: Final = 5.0
+_PAGE: Final = 200
+# The API may still be at work on a younger row, and take it back.
+_YOUNG_MS: Final = 10_000
+_STAGE_BYTES: Final = 1_000_000
+_ATTEMPTS_MAX: Final = 31
+_log = get("worker.publisher")
+
+
+class Rebuilt(NamedTuple):
+    """A job as Redis must have it again.
+
+    Attributes:
+        states: one byte a recipient.
+        cursor: the first pending position; the number of recipients when there is none.
+        counters: outcome → recipients.
+        doubtful: ranges of positions, both ends included, that became unknown by this.
+    """
+
+    states: bytes
+    cursor: int
+    counters: dict[str, int]
+    doubtful: list[tuple[int, int]]
+
+
+def rebuild(
+    recipients: int,
+    logged: Mapping[int, tuple[State, int]],
+    reserved: int,
+    *,
+    same_born: bool,
+) -> Rebuilt:
+    """Return what is known of a job whose keys are gone.
+
+    Args:
+        recipients: how many.
+        logged: position → (outcome, attempts).
+        reserved: up to where it may have been released.
+        same_born: the shard was not wiped: what is not logged has never been released, or a
+            failover lost it within a second and the workers tell it again.
+
+    >>> rebuild(4, {1: (State.SENT, 1)}, 3, same_born=False)
+    Rebuilt(states=b'\\x06\\n\\x06\\x00', cursor=3, counters={'sent': 1, 'unknown': 2}, \
+doubtful=[(0, 0), (2, 2)])
+    """
+    in_doubt = 0 if same_born else min(reserved, recipients)
+    states = bytearray([State.UNKNOWN]) * in_doubt + bytearray(recipients - in_doubt)
+    for position, (state, attempts) in logged.items():
+        states[position] = state | min(attempts, _ATTEMPTS_MAX) << 3
+    counts = dict.fromkeys(OUTCOMES, 0)
+    for state, _ in logged.values():
+        counts[state] += 1
+    doubtful = list(_gaps(logged, in_doubt))
+    counts[State.UNKNOWN] += sum(last - first + 1 for first, last in doubtful)
+    cursor = states.find(State.PENDING)
+    return Rebuilt(
+        bytes(states),
+        recipients if cursor < 0 else cursor,
+        {state.name.lower(): count for state, count in counts.items() if count},
+        doubtful,
+    )
+
+
+def _gaps(logged: Mapping[int, tuple[State, int]], end: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs of positions below `end` that are not logged."""
+    start = 0
+    for position in sorted(p for p in logged if p < end):
+        if position > start:
+            yield start, position - 1
+        start = position + 1
+    if start < end:
+        yield start, end - 1
+
+
+class Publisher:
+    """Looks every five seconds for jobs that Redis should know and does not.
+
+    Args:
+        queue: the Redis door.
+        archive: the PostgreSQL door.
+        settings: of the process.
+        clock: between two looks.
+        ids: draws `born`.
+        senders: told to a wiped shard before its jobs.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        archive: Archive,
+        settings: Settings,
+        clock: Clock,
+        ids: Ids,
+        senders: Senders,
+    ) -> None:
+        """Look at nothing yet."""
+        self._queue = queue
+        self._archive = archive
+        self._settings = settings
+        self._clock = clock
+        self._ids = ids
+        self._senders = senders
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look at once and then every 5 s, until `stop`."""
+        is_lost = False
+        while True:
+            try:
+                for shard in range(self._queue.shards):
+                    await self.look(shard)
+                is_lost = False
+            except (ArchiveError, QueueError) as error:
+                if not is_lost:
+                    _log.warning("publisher.waits", error=str(error))
+                is_lost = True
+            try:
+                await asyncio.wait_for(stop.wait(), _EVERY_S)
+            except TimeoutError:
+                continue
+            return
+
+    async def look(self, shard: int) -> None:
+        """Give a shard the jobs it lacks; one process of the fleet at a time.
+
+        Raises:
+            ArchiveError, QueueError: not all was done; the next look goes on.
+        """
+        born = await self._queue.born(shard)
+        if born and not await self._missing(shard):
+            return
+        async with self._archive.advisory(shard) as is_ours:
+            if not is_ours:
+                return
+            born = await self._queue.born(shard)
+            if not born:
+                # Nothing is released before `born` is there: it is written last.
+                _log.warning("shard.rebuilds", shard=shard)
+                await self._senders.refresh()
+            for row in await self._missing(shard):
+                await self._publish(row, born)
+            if not born:
+                await self._queue.give_born(shard, self._ids.token(12))
+                _log.info("shard.ready", shard=shard)
+
+    async def _missing(self, shard: int) -> list[JobRow]:
+        """Return the unfinished jobs of a shard that Redis does not know."""
+        found: list[JobRow] = []
+        after = 0
+        while page := await self._archive.pending_jobs(_PAGE, after):
+            after = page[-1].number
+            old_ms = self._clock.now_ms() - _YOUNG_MS
+            rows = [
+                row
+                for row in page
+                if keys.shard_of(row.id) == shard
+                and (row.state != "accepted" or row.created_ms < old_ms)
+            ]
+            known = await self._queue.exists([row.id for row in rows])
+            found += [row for row, is_known in zip(rows, known, strict=True) if not is_known]
+            if len(page) < _PAGE:
+                break
+        return found
+
+    async def _publish(self, row: JobRow, born: str) -> None:
+        logged = await self._archive.logged(row.id)
+        if row.state == "accepted" and not logged and row.born in ("", born):
+            await self._stage(row, 0)
+            result = await self._queue.submit(spec_of(row, row.reserved))
+            _log.info("job.published", jobId=row.id, result=result.kind, state=result.state)
+            return
+        await self._restore(row, logged, same_born=row.born == born)
+
+    async def _restore(
+        self, row: JobRow, logged: dict[int, tuple[State, int]], *, same_born: bool
+    ) -> None:
+        rebuilt = rebuild(row.recipients, logged, row.reserved, same_born=same_born)
+        if rebuilt.doubtful:
+            await self._archive.record([self._doubt(row, rebuilt.doubtful)])
+        counters = dict(rebuilt.counters)
+        for reason, count in (await self._archive.reason_counts(row.id)).items():
+            counters[f"by:{reason}"] = count
+        mark = max(row.reserved, rebuilt.cursor + row.step)
+        await self._archive.set_reserved([(row.id, mark)])
+        await self._stage(row, rebuilt.cursor // row.chunk_size)
+        is_stopped = row.state in ("paused", "cancelling")
+        # A stopped job gets no room before it is stopped again: nothing may slip out between.
+        spec = spec_of(row, rebuilt.cursor if is_stopped else mark)
+        result = await self._queue.restore(spec, rebuilt.states, rebuilt.cursor, counters)
+        if is_stopped:
+            action = "pause" if row.state == "paused" else "cancel"
+            await self._queue.control(row.id, action, by=row.by, reason=row.reason)
+            await self._queue.reserve(row.id, mark)
+        _log.warning(
+            "job.restored",
+            jobId=row.id,
+            result=result.kind,
+            unknown=sum(last - first + 1 for first, last in rebuilt.doubtful),
+            pending=row.recipients - sum(rebuilt.counters.values()),
+        )
+
+    def _doubt(self, row: JobRow, ranges: list[tuple[int, int]]) -> OutcomeEntry:
+        return OutcomeEntry(
+            f"{self._clock.now_ms()}-0",
+            "range",
+            row.id,
+            state=State.UNKNOWN,
+            reason=Reason.REBUILT,
+            ranges=ranges,
+        )
+
+    async def _stage(self, row: JobRow, first: int) -> None:
+        """Stage a job's chunks from number `first` on, at most 1 MB a call."""
+        chunks = (await self._archive.recipients(row.id))[first:]
+        start = size = 0
+        for i, chunk in enumerate(chunks):
+            if size and size + len(chunk) > _STAGE_BYTES:
+                await self._queue.stage(row.id, first + start, chunks[start:i])
+                start, size = i, 0
+            size += len(chunk)
+        if chunks[start:]:
+            await self._queue.stage(row.id, first + start, chunks[start:])
+
+
+def spec_of(row: JobRow, reserved: int) -> JobSpec:
+    """Return what Redis is told of a job; its version is above all that PostgreSQL has seen."""
+    return JobSpec(
+        id=row.id,
+        sender=row.sender_id,
+        owner=row.owner,
+        recipients=row.recipients,
+        chunk_size=row.chunk_size,
+        reserved=reserved,
+        step=row.step,
+        message=row.message,
+        vars=row.vars,
+        rate=row.rate,
+        weight=row.weight,
+        scheduled_ms=row.scheduled_ms,
+        expires_ms=row.expires_ms,
+        on_unknown=row.on_unknown,
+        created_ms=row.created_ms,
+        version=row.version + 1,
+    )
