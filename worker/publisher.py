@@ -58,9 +58,8 @@ def rebuild(
         same_born: the shard was not wiped: what is not logged has never been released, or a
             failover lost it within a second and the workers tell it again.
 
-    >>> rebuild(4, {1: (State.SENT, 1)}, 3, same_born=False)
-    Rebuilt(states=b'\\x06\\n\\x06\\x00', cursor=3, counters={'sent': 1, 'unknown': 2}, \
-doubtful=[(0, 0), (2, 2)])
+    >>> rebuild(4, {1: (State.SENT, 1)}, 3, same_born=False).doubtful
+    [(0, 0), (2, 2)]
     """
     in_doubt = 0 if same_born else min(reserved, recipients)
     states = bytearray([State.UNKNOWN]) * in_doubt + bytearray(recipients - in_doubt)
