@@ -39,10 +39,11 @@ def test_a_mark_beyond_the_end_leaves_nothing_to_send() -> None:
     assert made.doubtful == [(0, 2)]
 
 
-@given(st.just(40), LOGS, st.integers(0, 60), st.booleans())
+@given(logged=LOGS, reserved=st.integers(0, 60), same_born=st.booleans())
 def test_every_recipient_is_counted_once(
-    recipients: int, logged: dict[int, tuple[State, int]], reserved: int, same_born: bool
+    *, logged: dict[int, tuple[State, int]], reserved: int, same_born: bool
 ) -> None:
+    recipients = 40
     made = rebuild(recipients, logged, reserved, same_born=same_born)
     states = [state_of(byte) for byte in made.states]
     assert len(states) == recipients
