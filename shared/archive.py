@@ -540,6 +540,11 @@ class Archive:
         await self._pool.fetchval("SELECT 1")
 
     @_guarded
+    async def server_version(self) -> str:
+        """Return PostgreSQL's version, such as `18.6`."""
+        return str(await self._pool.fetchval("SHOW server_version")).split(" ")[0]
+
+    @_guarded
     async def schema_version(self) -> str:
         """Return the newest migration applied; '' when there is none."""
         return str(await self._pool.fetchval("SELECT max(version) FROM schema_migrations") or "")

@@ -127,11 +127,15 @@ class Queue:
     # -- running scripts -------------------------------------------------------------------
 
     async def _try(self, act: Callable[[], Awaitable[_T]], tries: int = TRIES) -> _T:
+        is_lost = False
         for turn in range(tries):
             try:
                 return await act()
             except (RedisError, OSError, TimeoutError) as error:
                 last = _error_of(error)
+                if is_lost:  # an earlier try may have come through, whatever this one met
+                    last = QueueError(str(last), refused=False, full=last.full)
+                is_lost = not last.refused
                 if last.refused or turn == tries - 1:
                     raise last from error
                 await self._clock.sleep(_PAUSES_S[min(turn, 1)])

@@ -1,0 +1,208 @@
+"""The table of contents: resources, middlewares, routes; and how one process lives and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from contextlib import AsyncExitStack
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from api import auth, health, jobs, stats, stream
+from api.guard import Runner
+from api.hub import Hub
+from api.resources import RESOURCES, Resources
+from api.router import Route, edge, gate, install
+from api.sessions import Visitors
+from shared import logs, management
+from shared.archive import Archive
+from shared.clock import Clock
+from shared.connect import open_postgres
+from shared.errors import QueueError, SettingsError
+from shared.ids import Ids
+from shared.management import Checks
+from shared.metrics import ApiMetrics
+from shared.phone import PossibleLengths
+from shared.queue import Queue
+from shared.settings import Settings
+
+DRAIN_S: Final = 10.0
+_OFF_TTL_MS: Final = 10_000
+_OFF_EVERY_S: Final = 3.0
+_LINE_MAX: Final = 8190
+_log: Final = logs.get("api")
+
+ROUTES: Final = (
+    Route("POST", "/api/bulk/send", jobs.send, auth.SEND, "send", has_body=True),
+    Route("GET", "/api/bulk/jobs", jobs.list_jobs, auth.READ, "jobs"),
+    Route("GET", "/api/bulk/jobs/{job_id}", jobs.show, auth.READ, "job"),
+    Route("POST", "/api/bulk/jobs/{job_id}/pause", jobs.pause, auth.SEND, "control",
+          has_body=True, is_body_optional=True),
+    Route("POST", "/api/bulk/jobs/{job_id}/resume", jobs.resume, auth.SEND, "control",
+          has_body=True, is_body_optional=True),
+    Route("POST", "/api/bulk/jobs/{job_id}/cancel", jobs.cancel, auth.SEND, "control",
+          has_body=True, is_body_optional=True),
+    Route("GET", "/api/bulk/stats", stats.show, auth.ADMIN, "other"),
+    Route("GET", "/realtime/bulk", stream.many, auth.READ, "stream", is_stream=True),
+    Route("GET", "/realtime/bulk/{job_id}", stream.one, auth.READ, "stream", is_stream=True),
+    Route("POST", "/api/session", auth.log_in, auth.OPEN, "other", has_body=True),
+    Route("GET", "/api/session", auth.me, auth.READ, "other"),
+    Route("DELETE", "/api/session", auth.log_out, auth.SESSION, "other"),
+    Route("GET", "/livez", health.live, auth.OPEN, is_quiet=True),
+    Route("GET", "/readyz", health.ready, auth.OPEN, is_quiet=True),
+)  # fmt: skip
+
+
+def application(made: Resources, routes: tuple[Route, ...] = ROUTES) -> web.Application:
+    """Return the application on doors that are open; the caller runs the hub."""
+    app = web.Application(
+        middlewares=[edge(made), gate(auth.Credentials())],
+        client_max_size=made.settings.body_max_bytes,
+    )
+    app[RESOURCES] = made
+    install(app, routes)
+    return app
+
+
+def ours() -> str:
+    """Return our version."""
+    try:
+        return version("drumbeat")
+    except PackageNotFoundError:
+        return "0"
+
+
+async def open_resources(
+    settings: Settings, stack: AsyncExitStack, registry: CollectorRegistry
+) -> Resources:
+    """Open both doors and everything that stands on them; the stack closes them.
+
+    Raises:
+        SettingsError: a secret is missing, or Redis may lose what it is told.
+    """
+    if not settings.bulk_secret_key:
+        raise SettingsError("BULK_SECRET_KEY is needed, 32 bytes or more: `openssl rand -hex 32`")
+    clock, ids, metrics = Clock(), Ids(), ApiMetrics(registry)
+    metrics.build_info.labels(ours(), "", platform.python_version()).set(1)
+    queue = await Queue.open(settings)
+    stack.push_async_callback(queue.close)
+    pool = await open_postgres(settings)
+    stack.push_async_callback(pool.close)
+    hub = Hub(queue, settings, clock, metrics)
+    made = Resources(
+        settings=settings,
+        clock=clock,
+        ids=ids,
+        queue=queue,
+        archive=Archive(pool),
+        visitors=Visitors(queue, settings, ids),
+        hub=hub,
+        metrics=metrics,
+        lengths=PossibleLengths(),
+        ready=Checks({}, clock),
+        version=ours(),
+    )
+    made.ready = Checks(health.ready_checks(made), clock)
+    return made
+
+
+async def _refuse_volatile(made: Resources) -> None:
+    if made.settings.allow_volatile:
+        return
+    info = await made.queue.server_info()
+    if not info.is_aof or info.policy != "noeviction":
+        raise SettingsError(
+            "REDIS_URL: this server may lose jobs: it needs `appendonly yes` and "
+            "`maxmemory-policy noeviction`; ALLOW_VOLATILE=1 accepts it as it is"
+        )
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until `stop`, then drain: readyz 503, `bye` to streams, requests in hand ≤ 10 s.
+
+    Raises:
+        SettingsError: an address is taken or a setting does not hold.
+        StoreError: a store cannot be reached at the start.
+    """
+    registry = CollectorRegistry()
+    async with AsyncExitStack() as stack:
+        made = await open_resources(settings, stack, registry)
+        await _refuse_volatile(made)
+        checks = health.ready_checks(made)
+        await stack.enter_async_context(
+            management.serve(
+                settings.metrics_host,
+                settings.api_metrics_port,
+                registry=registry,
+                clock=made.clock,
+                live={},
+                ready=checks,
+                token=settings.metrics_token,
+            )
+        )
+        runner = Runner(
+            application(made),
+            access_log=None,
+            keepalive_timeout=settings.keepalive_s,
+            max_line_size=_LINE_MAX,
+            max_field_size=_LINE_MAX,
+            shutdown_timeout=DRAIN_S,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await _listen(runner, settings)
+        _log.info(
+            "api.started", port=settings.api_port, sandbox=settings.is_sandbox, version=made.version
+        )
+        async with asyncio.TaskGroup() as group:
+            side = [group.create_task(made.hub.run()), group.create_task(_watch_loop(made))]
+            if settings.disable_bulk_messaging:
+                side.append(group.create_task(_stay_off(made)))
+            await stop.wait()
+            made.is_draining = True
+            _log.info("api.draining")
+            await made.hub.close()
+            for task in side:
+                task.cancel()
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> None:
+    try:
+        await web.TCPSite(runner, settings.api_host, settings.api_port, backlog=1024).start()
+    except OSError as error:
+        raise SettingsError(
+            f"API_PORT: cannot listen on {settings.api_host}:{settings.api_port} "
+            f"({error.strerror}); set API_PORT to a free port"
+        ) from error
+
+
+async def _watch_loop(made: Resources) -> None:
+    """Measure how late the loop wakes, and how many connections the pool has."""
+    step = 0.5
+    while True:
+        before = made.clock.monotonic()
+        await made.clock.sleep(step)
+        late = made.clock.monotonic() - before - step
+        made.metrics.event_loop_lag_seconds.observe(max(0.0, late))
+        busy, size = made.archive.pool_sizes()
+        made.metrics.postgres_pool_connections.labels("busy").set(busy)
+        made.metrics.postgres_pool_connections.labels("idle").set(size - busy)
+
+
+async def _stay_off(made: Resources) -> None:
+    """Hold the whole pool while this process lives: DISABLE_BULK_MESSAGING is set."""
+    name = made.ids.worker_name()
+    try:
+        while True:
+            for shard in range(made.queue.shards):
+                try:
+                    await made.queue.switch(shard, name, _OFF_TTL_MS)
+                except QueueError:
+                    _log.warning("switch.not_written", shard=shard)
+            await made.clock.sleep(_OFF_EVERY_S)
+    finally:
+        for shard in range(made.queue.shards):
+            await made.queue.switch(shard, name, 0)
