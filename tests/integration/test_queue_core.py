@@ -67,7 +67,8 @@ async def submit(
     job = Ids().job_id(0)
     phones = [15550000000 + i for i in range(count)]
     chunks = [
-        msgspec.msgpack.encode(Chunk(phones[i : i + chunk_size])) for i in range(0, count, chunk_size)
+        msgspec.msgpack.encode(Chunk(phones[i : i + chunk_size]))
+        for i in range(0, count, chunk_size)
     ]
     await queue.stage(job, 0, chunks)
     values: dict[str, object] = {"reserved": count, "step": count, "created_ms": 1, **more}
@@ -148,7 +149,9 @@ async def test_what_is_handed_back_comes_again_and_uses_no_attempt(queue: Queue)
     [(claim, _)] = await take(queue)
     await queue.report("w1", claim, intents=b"".join(Intent(i, 1).pack() for i in range(3)))
     facts = [Fact(0, State.SENT, 1), Fact(1, State.PENDING, 1), Fact(2, State.RETRY, 1, 20, 600)]
-    await queue.report("w1", claim, facts=b"".join(f.pack() for f in facts), record=b"\x90", done=True)
+    await queue.report(
+        "w1", claim, facts=b"".join(f.pack() for f in facts), record=b"\x90", done=True
+    )
     [(again, go)] = await take(queue)
     assert again.indices(3) == [1]
     assert go.states[1] == 0
@@ -247,7 +250,9 @@ async def test_a_late_claim_pays_again_or_goes_back(queue: Queue) -> None:
     begun = await queue.begin("w1", claims)
     starts = [b.start_ms for b in begun if isinstance(b, Go)]
     assert starts == sorted(starts)
-    assert all(s >= b.now_ms - 251 for s, b in zip(starts, begun, strict=False) if isinstance(b, Go))
+    assert all(
+        s >= b.now_ms - 251 for s, b in zip(starts, begun, strict=False) if isinstance(b, Go)
+    )
     assert len(starts) < len(claims) or starts[-1] > starts[0]
     assert all(isinstance(b, Go) or (isinstance(b, Refused) and b.why == "back") for b in begun)
 

@@ -1,0 +1,212 @@
+"""A whole worker in this process, on real stores, against the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared.archive import Archive, NewJob, SenderRow, pack_blob
+from shared.clock import Clock
+from shared.embedded.children import is_open
+from shared.ids import Ids
+from shared.models import Chunk, JobSpec, JobStatus, State, state_of
+from shared.queue import Queue
+from shared.sealing import Sealing
+from shared.settings import Settings
+from tests.conftest import Processes, replaced
+from worker import app
+
+IDS = Ids()
+MESSAGE = b'{"kind":"text","text":{"body":"hello","preview_url":false}}'
+Eventually = Callable[..., Awaitable[Any]]
+
+
+class Bench:
+    """Submits as the API does, and reads what came of it."""
+
+    def __init__(self, queue: Queue, archive: Archive, ledger: Path, owner: str) -> None:
+        self.queue, self.archive, self.ledger, self.owner = queue, archive, ledger, owner
+
+    async def submit(self, phones: list[int], *, sender: str = "snd_main", **more: Any) -> str:
+        job, size, count = IDS.job_id(0), 50, len(phones)
+        encoded = [
+            msgspec.msgpack.encode(Chunk(phones[i : i + size])) for i in range(0, count, size)
+        ]
+        values: dict[str, Any] = {"created_ms": Clock().now_ms(), **more}
+        await self.archive.add_job(
+            NewJob(
+                id=job, owner=self.owner, campaign_id=None, name=None, kind="text",
+                template_name=None, template_language=None, sender_id=sender, sender_name="main",
+                message=MESSAGE, vars=[], chunk_size=size, recipients=count,
+                blob=pack_blob(encoded), intake=b"{}", rate=0.0, weight=4, priority="normal",
+                scheduled_ms=0, expires_ms=0, on_unknown="hold", reserved=count, step=count,
+                born="b", created_ms=values["created_ms"],
+            )
+        )  # fmt: skip
+        for first in range(0, len(encoded), 200):
+            await self.queue.stage(job, first, encoded[first : first + 200])
+        spec = JobSpec(job, sender, self.owner, count, size, count, count, MESSAGE, [], **values)
+        assert (await self.queue.submit(spec)).kind == "made"
+        return job
+
+    async def status(self, job: str) -> JobStatus:
+        status = (await self.queue.statuses([job]))[0]
+        assert status is not None
+        return status
+
+    async def is_over(self, job: str) -> bool:
+        return (await self.status(job)).is_ended
+
+    def accepted(self) -> Counter[str]:
+        lines = [json.loads(line) for line in self.ledger.read_text().splitlines()]
+        return Counter(line["to"] for line in lines if line["verdict"] == "accepted")
+
+    def requests(self) -> Counter[str]:
+        return Counter(json.loads(line)["to"] for line in self.ledger.read_text().splitlines())
+
+    async def check(self, job: str, eventually: Eventually) -> None:
+        """Hold counters, states and campaign_logs against each other."""
+        status = await self.status(job)
+        tally = Counter(state_of(byte).name.lower() for byte in await self.queue.states(job))
+
+        async def is_archived() -> bool:
+            row = await self.archive.job(job, None)
+            return row is not None and row.state in ("completed", "cancelled")
+
+        await eventually(is_archived, within_s=10)
+        row = await self.archive.job(job, None)
+        assert row is not None
+        logged = Counter(s.name.lower() for s, _ in (await self.archive.logged(job)).values())
+        for name in ("sent", "failed", "skipped", "unknown", "cancelled"):
+            found = (getattr(status.tally, name), tally[name], getattr(row, name), logged[name])
+            assert len(set(found)) == 1, f"{name}: hash, states, row, logs = {found}"
+        assert row.end_event == status.event
+
+
+@pytest.fixture
+def made(settings: Settings, processes: Processes, request: pytest.FixtureRequest) -> Any:
+    words = getattr(request, "param", ["--rate", "100000", "--latency", "0", "--no-fsync"])
+    _, origin, ledger = processes.sandbox(*words)
+    changed = replaced(settings, graph_base_url=origin, worker_tick_ms=50)
+    return changed, ledger
+
+
+@pytest.fixture
+async def bench(
+    made: Any, queue: Queue, archive: Archive, eventually: Eventually
+) -> AsyncIterator[Bench]:
+    settings, ledger = made
+    port = int(settings.graph_base_url.rsplit(":", 1)[1])
+    await eventually(lambda: is_open(port), within_s=20)
+    owner = str(IDS.user_id())
+    await archive.add_user(owner, "a@example.com", "hash", "user")
+    sealed = Sealing(settings.bulk_secret_key).seal("token")
+    await archive.add_sender(SenderRow("snd_main", "main", "1001", sealed, rate=0.0))
+    await archive.add_sender(SenderRow("snd_slow", "slow", "1002", sealed, rate=50.0))
+    await queue.give_born(0, "b")
+    stop = asyncio.Event()
+    running = asyncio.create_task(app.run(settings, stop))
+    yield Bench(queue, archive, ledger, owner)
+    stop.set()
+    await running
+
+
+def numbers(count: int, first: int = 15551000000) -> list[int]:
+    return [first + i for i in range(count)]
+
+
+async def test_every_recipient_is_sent_once_and_all_counts_agree(
+    bench: Bench, eventually: Eventually
+) -> None:
+    job = await bench.submit(numbers(2000, 393331000000))
+    await eventually(lambda: bench.is_over(job), within_s=20)
+    accepted = bench.accepted()
+    assert (len(accepted), set(accepted.values())) == (2000, {1})
+    await bench.check(job, eventually)
+
+
+async def test_refusals_are_retried_or_final_and_stop_nobody(
+    bench: Bench, eventually: Eventually
+) -> None:
+    good = numbers(200, 393331000000)
+    # The sandbox's families: 8026 refused for good, 6100 once with 131000, 6200 twice.
+    phones = [*good[:100], 15550008026, 15550016100, 15550026200, *good[100:]]
+    job = await bench.submit(phones)
+    await eventually(lambda: bench.is_over(job), within_s=20)
+    status = await bench.status(job)
+    assert (status.tally.sent, status.tally.failed) == (202, 1)
+    requests = bench.requests()
+    assert requests["+15550016100"] == 2
+    assert requests["+15550026200"] == 3
+    assert requests["+15550008026"] == 1
+    await bench.check(job, eventually)
+
+
+async def test_a_lost_answer_is_unknown_and_never_sent_again(
+    bench: Bench, eventually: Eventually
+) -> None:
+    job = await bench.submit([15550015101, *numbers(20, 393331000000)])
+    await eventually(lambda: bench.is_over(job), within_s=20)
+    status = await bench.status(job)
+    assert (status.tally.sent, status.tally.unknown) == (20, 1)
+    assert bench.requests()["+15550015101"] == 1
+    assert state_of((await bench.queue.states(job))[0]) == State.UNKNOWN
+    await bench.check(job, eventually)
+
+
+async def test_a_pause_stops_sending_and_a_resume_ends_exact(
+    bench: Bench, eventually: Eventually
+) -> None:
+    job = await bench.submit(numbers(150, 393331000000), sender="snd_slow")
+
+    async def has_begun() -> bool:
+        return (await bench.status(job)).tally.sent > 10
+
+    await eventually(has_begun, within_s=10)
+    await bench.queue.control(job, "pause", by="a")
+    clock = Clock()
+    await clock.sleep(1.0)
+    before = sum(bench.accepted().values())
+    await clock.sleep(1.0)
+    assert sum(bench.accepted().values()) == before
+    await bench.queue.control(job, "resume", by="a")
+    await eventually(lambda: bench.is_over(job), within_s=20)
+    assert set(bench.accepted().values()) == {1}
+    assert (await bench.status(job)).tally.sent == 150
+    await bench.check(job, eventually)
+
+
+async def test_a_cancel_settles_every_recipient(bench: Bench, eventually: Eventually) -> None:
+    job = await bench.submit(numbers(300, 393331000000), sender="snd_slow")
+
+    async def has_begun() -> bool:
+        return (await bench.status(job)).tally.sent > 10
+
+    await eventually(has_begun, within_s=10)
+    await bench.queue.control(job, "cancel", by="a")
+    await eventually(lambda: bench.is_over(job), within_s=10)
+    tally = (await bench.status(job)).tally
+    assert tally.sent + tally.cancelled == 300
+    assert sum(bench.accepted().values()) == tally.sent
+    await bench.check(job, eventually)
+
+
+async def test_a_sender_keeps_its_rate(bench: Bench, eventually: Eventually) -> None:
+    start = Clock().monotonic()
+    job = await bench.submit(numbers(150, 393331000000), sender="snd_slow")
+    await eventually(lambda: bench.is_over(job), within_s=20)
+    took_s = Clock().monotonic() - start
+    # 150 at 50/s, less the burst of a quarter of a second.
+    assert 2.5 <= took_s <= 4.5
+    lines = [json.loads(line) for line in bench.ledger.read_text().splitlines()]
+    starts = sorted(line["t_mono"] for line in lines)
+    scale = 1.0 if starts[-1] - starts[0] < 100 else 1000.0
+    most = max(sum(1 for t in starts if a <= t < a + 1 * scale) for a in starts)
+    assert most <= 50 + 13
