@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from api.auth import OPEN
-from api.router import HEADERS, Handler, Route
+from api.router import HEADERS, Route
 
 FOREVER: Final = "public, max-age=31536000, immutable"
 _TYPES: Final = {"app.css": "text/css", "app.js": "text/javascript"}
@@ -61,12 +61,13 @@ async def static(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type=kind, charset="utf-8")
 
 
-def routes() -> list[Route]:
-    """Return the pages' routes; they hold nothing of anybody, so anybody may have them."""
-    pages: list[tuple[str, Handler]] = [
+# They hold nothing of anybody, so anybody may have them.
+ROUTES: Final = tuple(
+    Route("GET", path, handler, OPEN, "page")
+    for path, handler in (
         ("/", home),
         ("/login", login),
-        ("/jobs/{jobId}", job),
+        ("/jobs/{job_id}", job),
         ("/static/{name}", static),
-    ]
-    return [Route("GET", path, handler, OPEN, "page") for path, handler in pages]
+    )
+)
