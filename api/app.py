@@ -17,6 +17,7 @@ from api.hub import Hub
 from api.resources import RESOURCES, Resources
 from api.router import Route, edge, gate, install
 from api.sessions import Visitors
+from api.web import pages
 from shared import logs, management
 from shared.archive import Archive
 from shared.clock import Clock
@@ -53,6 +54,7 @@ ROUTES: Final = (
     Route("DELETE", "/api/session", auth.log_out, auth.SESSION, "other"),
     Route("GET", "/livez", health.live, auth.OPEN, is_quiet=True),
     Route("GET", "/readyz", health.ready, auth.OPEN, is_quiet=True),
+    *pages.ROUTES,
 )  # fmt: skip
 
 
