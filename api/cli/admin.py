@@ -1,0 +1,424 @@
+"""`drumbeat user`, `key` and `sender`: what an operator keeps in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from getpass import getpass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import cyclopts
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from api import passwords
+from api.sessions import Visitors
+from shared import connect, settings
+from shared.archive import Archive, KeyRow, SenderRow
+from shared.clock import Clock
+from shared.errors import InvalidError, NotFoundError, RequestError
+from shared.ids import Ids
+from shared.queue import Queue
+from shared.sealing import Sealing
+
+_ACTOR: Final = "cli"
+_PASSWORD_MIN: Final = 12
+_PASSWORD_MAX: Final = 128
+_SECRET_CHARS: Final = 43
+_DAY_MS: Final = 86_400_000
+_T = TypeVar("_T")
+Scope = Literal["read", "send", "admin"]
+_ids: Final = Ids()
+
+user = cyclopts.App(name="user", help="People who may log in.")
+key = cyclopts.App(name="key", help="API keys.")
+sender = cyclopts.App(name="sender", help="WhatsApp numbers that messages are sent from.")
+
+
+def register(app: cyclopts.App) -> None:
+    """Add these verbs to `drumbeat`."""
+    for each in (user, key, sender):
+        app.command(each)
+
+
+@user.command(name="add")
+def user_add(
+    email: str, /, *, admin: bool = False, stdin: bool = False, file: Path | None = None
+) -> None:
+    """Add a user; print the id.
+
+    Args:
+        email: what he logs in with.
+        admin: he may see everybody's jobs.
+        stdin: read the password from standard input.
+        file: read the password from a file.
+    """
+    password = _password(stdin=stdin, file=file)
+
+    async def act(archive: Archive) -> str:
+        made = str(_ids.user_id())
+        hashed = await passwords.hash_password(password)
+        await archive.add_user(made, email.strip().lower(), hashed, "admin" if admin else "user")
+        await archive.audit(_ACTOR, "user.add", made, "ok")
+        return made
+
+    _print(_with(act))
+
+
+@user.command(name="list")
+def user_list(*, json: bool = False) -> None:
+    """Show all users.
+
+    Args:
+        json: one JSON document.
+    """
+    rows = _with(lambda archive: archive.list_users())
+    _show(
+        ["id", "email", "role", "disabled"],
+        [[row.id, row.email, row.role, row.disabled] for row in rows],
+        json=json,
+    )
+
+
+@user.command(name="passwd")
+def user_passwd(email: str, /, *, stdin: bool = False, file: Path | None = None) -> None:
+    """Give a user another password; every session of his ends.
+
+    Args:
+        email: whose.
+        stdin: read the password from standard input.
+        file: read the password from a file.
+    """
+    password = _password(stdin=stdin, file=file)
+    made = settings.load()
+
+    async def act(archive: Archive) -> None:
+        row = await archive.user_by_email(email.strip().lower())
+        if row is None:
+            raise NotFoundError
+        await archive.set_password(row.id, await passwords.hash_password(password))
+        queue = await Queue.open(made)
+        try:
+            await Visitors(queue, made, _ids).close_all(row.id)
+        finally:
+            await queue.close()
+        await archive.audit(_ACTOR, "user.passwd", row.id, "ok")
+
+    _with(act)
+
+
+@key.command(name="create")
+def key_create(
+    email: str,
+    /,
+    *,
+    name: str = "cli",
+    scope: tuple[Scope, ...] = ("read", "send"),
+    days: int = 0,
+) -> None:
+    """Make an API key; print it. It is shown this once.
+
+    Args:
+        email: in whose name it acts.
+        name: to tell it from others.
+        scope: what it may do; repeat for several.
+        days: until it ends; 0 = never.
+    """
+    key_id = _ids.object_id("key")[-10:]
+    # 128 characters of 6 random bits; without `-` and `_` far more than enough are left.
+    secret = _ids.token(96).replace("-", "").replace("_", "")[:_SECRET_CHARS]
+    text = f"drb_{key_id}_{secret}"
+
+    async def act(archive: Archive) -> None:
+        row = await archive.user_by_email(email.strip().lower())
+        if row is None:
+            raise NotFoundError
+        if "admin" in scope and row.role != "admin":
+            raise RequestError("forbidden", "Only an admin's key can have the scope admin.")
+        await archive.add_key(
+            KeyRow(
+                id=key_id,
+                user_id=row.id,
+                name=name,
+                sha256=sha256(text.encode()).digest(),
+                scopes=sorted(set(scope)),
+                last4=text[-4:],
+                expires_at_ms=Clock().now_ms() + days * _DAY_MS if days > 0 else 0,
+                revoked=False,
+                role=row.role,
+                disabled=False,
+            )
+        )
+        await archive.audit(_ACTOR, "key.create", key_id, "ok")
+
+    _with(act)
+    _print(text)
+
+
+@key.command(name="list")
+def key_list(email: str | None = None, /, *, json: bool = False) -> None:
+    """Show API keys, never their secrets.
+
+    Args:
+        email: whose; everybody's when left out.
+        json: one JSON document.
+    """
+
+    async def act(archive: Archive) -> list[KeyRow]:
+        if email is None:
+            return await archive.list_keys(None)
+        row = await archive.user_by_email(email.strip().lower())
+        if row is None:
+            raise NotFoundError
+        return await archive.list_keys(row.id)
+
+    _show(
+        ["id", "user", "name", "scopes", "ends_with", "expires_ms", "revoked"],
+        [
+            [k.id, k.user_id, k.name, " ".join(k.scopes), k.last4, k.expires_at_ms, k.revoked]
+            for k in _with(act)
+        ],
+        json=json,
+    )
+
+
+@key.command(name="revoke")
+def key_revoke(key_id: str, /) -> None:
+    """Revoke an API key; it counts within a second.
+
+    Args:
+        key_id: the ten characters behind `drb_`.
+    """
+
+    async def act(archive: Archive) -> None:
+        if not await archive.revoke_key(key_id):
+            raise NotFoundError
+        await archive.audit(_ACTOR, "key.revoke", key_id, "ok")
+
+    _with(act)
+
+
+@sender.command(name="add")
+def sender_add(
+    name: str,
+    /,
+    *,
+    phone_number_id: str,
+    number: str = "",
+    waba_id: str | None = None,
+    graph_version: str | None = None,
+    rate: float | None = None,
+    burst: float | None = None,
+    shard: int = 0,
+    default: bool = False,
+    stdin: bool = False,
+    file: Path | None = None,
+) -> None:
+    """Add a sender, or give the one of this name another token and number; print the id.
+
+    Args:
+        name: what jobs call it.
+        phone_number_id: Graph's id of the number.
+        number: as people dial it.
+        waba_id: WhatsApp business account.
+        graph_version: such as v23.0; GRAPH_API_VERSION when left out.
+        rate: messages per second; BULK_BATCH_SIZE per BULK_PAUSE_MS when left out.
+        burst: messages at once; a quarter of a second of the rate when left out.
+        shard: where its jobs live.
+        default: jobs that name no sender take it; the first sender is that in any case.
+        stdin: read the token from standard input.
+        file: read the token from a file.
+    """
+    made = settings.load()
+    if not phone_number_id.isdigit() or not 0 <= shard < made.queue_shards:
+        raise InvalidError("bad_format", "phone_number_id is digits; shard is below QUEUE_SHARDS.")
+    sealed = Sealing(made.bulk_secret_key).seal(_secret("Access token", stdin=stdin, file=file))
+
+    async def act(archive: Archive) -> str:
+        before = await archive.sender_by_name_or_id(name)
+        row = SenderRow(
+            id=before.id if before else _ids.object_id("snd"),
+            name=name,
+            phone_number_id=phone_number_id,
+            token_sealed=sealed,
+            number=number,
+            waba_id=waba_id,
+            graph_api_version=graph_version,
+            rate=_positive(rate),
+            burst=_positive(burst),
+            shard=before.shard if before else shard,
+            is_default=default
+            or bool(before and before.is_default)
+            or await archive.default_sender() is None,
+        )
+        await archive.add_sender(row)
+        await archive.audit(_ACTOR, "sender.add", row.id, "ok")
+        return row.id
+
+    _print(_with(act))
+
+
+@sender.command(name="list")
+def sender_list(*, json: bool = False) -> None:
+    """Show all senders, never their tokens.
+
+    Args:
+        json: one JSON document.
+    """
+    usual = settings.load().default_rate
+    _show(
+        ["id", "name", "phone_number_id", "rate", "shard", "state", "why", "default"],
+        [
+            [
+                row.id,
+                row.name,
+                row.phone_number_id,
+                usual if row.rate is None else row.rate,
+                row.shard,
+                row.state,
+                row.why,
+                row.is_default,
+            ]
+            for row in _with(lambda archive: archive.senders())
+        ],
+        json=json,
+    )
+
+
+@sender.command(name="rate")
+def sender_rate(name: str, rate: float | Literal["default"], /) -> None:
+    """Set how fast a sender sends; it counts within two seconds, for running jobs too.
+
+    Args:
+        name: of the sender, or its id.
+        rate: messages per second, 0 = no limit; `default`: what the settings say.
+    """
+    value = None if rate == "default" else _positive(float(rate))
+
+    async def act(archive: Archive) -> None:
+        row = await _sender_of(archive, name)
+        await archive.set_rate(row.id, value)
+        await archive.audit(_ACTOR, "sender.rate", row.id, "ok")
+
+    _with(act)
+
+
+@sender.command(name="token")
+def sender_token(name: str, /, *, stdin: bool = False, file: Path | None = None) -> None:
+    """Give a sender another access token.
+
+    Args:
+        name: of the sender, or its id.
+        stdin: read the token from standard input.
+        file: read the token from a file.
+    """
+    token = _secret("Access token", stdin=stdin, file=file)
+    sealed = Sealing(settings.load().bulk_secret_key).seal(token)
+
+    async def act(archive: Archive) -> None:
+        row = await _sender_of(archive, name)
+        await archive.add_sender(msgspec.structs.replace(row, token_sealed=sealed))
+        await archive.audit(_ACTOR, "sender.token", row.id, "ok")
+
+    _with(act)
+
+
+@sender.command(name="pause")
+def sender_pause(name: str, /, *, reason: str = "operator") -> None:
+    """Stop a sender until it is resumed.
+
+    Args:
+        name: of the sender, or its id.
+        reason: shown with its jobs.
+    """
+    _with(lambda archive: _set_state(archive, name, "paused", reason))
+
+
+@sender.command(name="resume")
+def sender_resume(name: str, /) -> None:
+    """Let a paused or blocked sender go on.
+
+    Args:
+        name: of the sender, or its id.
+    """
+    _with(lambda archive: _set_state(archive, name, "active", ""))
+
+
+async def _set_state(archive: Archive, name: str, state: str, why: str) -> None:
+    row = await _sender_of(archive, name)
+    await archive.set_sender_state(row.id, state, why, 0, _ACTOR)
+
+
+async def _sender_of(archive: Archive, name: str) -> SenderRow:
+    row = await archive.sender_by_name_or_id(name)
+    if row is None:
+        raise NotFoundError
+    return row
+
+
+def _positive(number: float | None) -> float | None:
+    if number is not None and not 0 <= number <= 1_000_000:  # noqa: PLR2004 - of any use at all
+        raise InvalidError("bad_format", "A rate or burst is between 0 and 1,000,000.")
+    return number
+
+
+def _password(*, stdin: bool, file: Path | None) -> str:
+    text = passwords.normal(_secret("Password", stdin=stdin, file=file))
+    if not _PASSWORD_MIN <= len(text) <= _PASSWORD_MAX:
+        raise InvalidError(
+            "bad_format", f"A password has {_PASSWORD_MIN} to {_PASSWORD_MAX} characters."
+        )
+    return text
+
+
+def _secret(what: str, *, stdin: bool, file: Path | None) -> str:
+    """Read a secret from where nobody looks: never from the command line."""
+    if file is not None:
+        text = file.read_text("utf-8")
+    elif stdin:
+        text = sys.stdin.read()
+    else:
+        text = getpass(f"{what}: ")
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise InvalidError("bad_format", f"{what}: nothing was given.")
+    return text
+
+
+@asynccontextmanager
+async def _archive() -> AsyncIterator[Archive]:
+    pool = await connect.open_postgres(settings.load(), size=1)
+    try:
+        yield Archive(pool)
+    finally:
+        await pool.close()
+
+
+def _with(act: Callable[[Archive], Awaitable[_T]]) -> _T:
+    """Run one act on the archive, from a command."""
+
+    async def run() -> _T:
+        async with _archive() as archive:
+            return await act(archive)
+
+    return asyncio.run(run())
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _show(names: list[str], rows: list[list[object]], *, json: bool) -> None:
+    if json:
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        _print(msgspec.json.encode(found).decode())
+        return
+    table = Table(*names, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(highlight=False).print(table)
