@@ -172,7 +172,7 @@ async def body_of(request: web.Request, limit: int, timeout_s: float) -> bytes:
     return bytes(body)
 
 
-class Connection(RequestHandler[web.BaseRequest]):
+class Connection(RequestHandler):
     """One connection; what aiohttp's parser refuses gets our answer and no byte of theirs."""
 
     __slots__ = ()
@@ -185,7 +185,7 @@ class Connection(RequestHandler[web.BaseRequest]):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Return a generic problem and close."""
-        del message
+        del request, message
         if status >= 500:  # noqa: PLR2004 - a class of statuses
             self.log_exception("http.failed", exc_info=exc)
             response = problem("internal", "Something went wrong on our side.")

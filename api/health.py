@@ -9,13 +9,12 @@ from aiohttp import web
 from api.resources import Resources, resources
 from shared.errors import UnavailableError
 from shared.management import Check
-from shared.migrate import migrations
+from shared.migrate import steps
 
 
 def ready_checks(made: Resources) -> Mapping[str, Check]:
     """Return the checks of /readyz by name."""
-
-    need = migrations()[-1][0]
+    need = steps()[-1][0]
 
     async def redis() -> None:
         try:

@@ -64,6 +64,4 @@ def answer_of(row: JobRow, request_hash: bytes) -> web.Response:
     body = row.response or b"{}"
     location = msgspec.json.decode(body).get("links", {}).get("self", "")
     headers = {"Idempotent-Replayed": "true", "Location": location}
-    return web.Response(
-        status=202, body=body, content_type="application/json", headers=headers
-    )
+    return web.Response(status=202, body=body, content_type="application/json", headers=headers)

@@ -10,7 +10,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -80,8 +80,6 @@ async def send(request: web.Request) -> web.Response:
     key = key_of(request)
     quota = await _take(request, made, asker)
     try:
-        if not quota.is_taken and key is None:
-            raise QuotaError(quota)
         response = await _in_turn(request, made, asker, key, quota)
     except BaseException as error:
         await _give_back(made, quota)
@@ -143,6 +141,8 @@ async def _submit(
     request: web.Request, made: Resources, asker: Principal, key: str | None, quota: Quota
 ) -> web.Response:
     settings = made.settings
+    if not quota.is_taken and key is None:
+        raise QuotaError(quota)
     raw = await body_of(request, settings.body_max_bytes, settings.body_timeout_s)
     body = wire.decode(raw, wire.SendRequest, breaks_at="/message/text/body")
     del raw
@@ -159,7 +159,7 @@ async def _submit(
     sender = await _sender_of(body.sender, made)
     job = _Job.of(body, made, owner, sender, taken, scheduled_ms, expires_ms, now_ms)
     answer = job.answer(None)
-    new = job.row(taken, key, request_hash if key is not None else None, wire.encode(answer))
+    new = job.row(key, request_hash if key is not None else None, wire.encode(answer))
     try:
         wait = await _store(made, job, new)
     except ConflictError:
@@ -198,8 +198,9 @@ def check(body: wire.SendRequest, made: Resources, now_ms: int) -> tuple[int, in
     if faults:
         word = faults[0].code
         raise InvalidError(
-            word if word in {"bad_template", "bad_media_url", "control_char"} else
-            "validation_failed",
+            word
+            if word in {"bad_template", "bad_media_url", "control_char"}
+            else "validation_failed",
             "The message cannot be sent as it is; see errors.",
             faults,
         )
@@ -207,7 +208,7 @@ def check(body: wire.SendRequest, made: Resources, now_ms: int) -> tuple[int, in
         _refuse("/campaignId", "at most 128 of A-Z a-z 0-9 . _ : -")
     if body.default_region is not None and body.default_region not in regions():
         _refuse("/default_region", "not an ISO 3166 region such as DE")
-    if body.recipients is msgspec.UNSET:
+    if isinstance(body.recipients, msgspec.UnsetType):
         _refuse("/recipients", "This field is required.")
     if not body.recipients:
         raise InvalidError(
@@ -224,7 +225,7 @@ def check(body: wire.SendRequest, made: Resources, now_ms: int) -> tuple[int, in
     return _times(body, now_ms)
 
 
-def _refuse(pointer: str, detail: str, code: str = "validation_failed") -> None:
+def _refuse(pointer: str, detail: str, code: str = "validation_failed") -> NoReturn:
     raise InvalidError(code, f"{pointer}: {detail}", [Fault(pointer, code, detail)])
 
 
@@ -258,25 +259,21 @@ def _moment(text: str | None, pointer: str, zone: ZoneInfo | None) -> int:
     found = _TIME.match(text)
     if found is None:
         _refuse(pointer, "not RFC 3339, such as 2026-11-24T09:00:00Z", "bad_time")
-        return 0
     year, month, day, hour, minute = (int(part) for part in found.groups()[:5])
     offset = found[8]
     if offset is None and zone is None:
         _refuse(pointer, "needs an offset, or a timezone beside it", "bad_time")
-    tz: Any = zone
-    if offset is not None:
-        span = timedelta(0)
-        if offset not in {"Z", "z"}:
-            span = timedelta(hours=int(offset[1:3]), minutes=int(offset[4:6]))
-        tz = timezone(-span if offset[0] == "-" else span) if span < timedelta(days=1) else None
+    span = timedelta(0)
+    if offset is not None and offset not in {"Z", "z"}:
+        span = timedelta(hours=int(offset[1:3]), minutes=int(offset[4:6]))
     micros = int((found[7] or "").ljust(6, "0")[:6])
     try:
+        tz = zone if offset is None else timezone(-span if offset[0] == "-" else span)
         at = datetime(year, month, day, hour, minute, int(found[6] or 0), micros, tz)
     except ValueError:
-        at = None  # type: ignore[assignment]
-    if at is None or tz is None or not _YEARS[0] <= year <= _YEARS[1]:
+        at = None
+    if at is None or not _YEARS[0] <= year <= _YEARS[1]:
         _refuse(pointer, "no such time, or outside the years 2000 to 2100", "bad_time")
-        return 0
     since = at.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     return since // timedelta(milliseconds=1)
 
@@ -334,9 +331,9 @@ async def _sender_of(text: str | None, made: Resources) -> SenderRow:
     if row is None:
         detail = "there is no such sender" if text else "there is no default sender"
         _refuse("/sender", detail, "no_sender")
-    elif row.state == "paused" and not row.until_ms:
+    if row.state == "paused" and not row.until_ms:
         _refuse("/sender", "this sender is paused until somebody resumes it", "no_sender")
-    return row  # type: ignore[return-value]  # `_refuse` does not return
+    return row
 
 
 class _Job(NamedTuple):
@@ -399,9 +396,7 @@ class _Job(NamedTuple):
             taken.suspect,
             [wire.Row(f.pointer, f.row, f.code, f.detail) for f in taken.faults],
         )
-        return cls(
-            spec, _groups(chunks), chunks, body, sender, intake, rate, settings.is_sandbox
-        )
+        return cls(spec, _groups(chunks), chunks, body, sender, intake, rate, settings.is_sandbox)
 
     def answer(self, wait: wire.Wait | None) -> wire.Submitted:
         """Return the body of the 202."""
@@ -413,17 +408,13 @@ class _Job(NamedTuple):
             user_id=spec.owner,
             campaign_id=self.body.campaign_id,
             intake=self.intake,
-            estimate=wire.Estimate(
-                rate or None, math.ceil(spec.recipients / rate) if rate else 0
-            ),
+            estimate=wire.Estimate(rate or None, math.ceil(spec.recipients / rate) if rate else 0),
             parent=None,
             links=wire.links_of(spec.id),
             sandbox=self.is_sandbox,
         )
 
-    def row(
-        self, taken: Taken, key: str | None, request_hash: bytes | None, response: bytes
-    ) -> NewJob:
+    def row(self, key: str | None, request_hash: bytes | None, response: bytes) -> NewJob:
         """Return the job's row, its recipients not packed yet."""
         spec, body = self.spec, self.body
         message = body.message
@@ -702,7 +693,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 def _error_row(code: int, count: int) -> wire.ErrorRow:
-    found = row_of(code, 400, False)  # noqa: FBT003 - the table's own signature
+    found = row_of(code, 400)
     return wire.ErrorRow(str(code), count, found.meaning, found.action)
 
 
@@ -719,9 +710,7 @@ def _timeline(row: JobRow) -> list[wire.TimelineRow]:
     ]
 
 
-async def _foreign(
-    request: web.Request, made: Resources, asker: Principal, row: JobRow
-) -> None:
+async def _foreign(request: web.Request, made: Resources, asker: Principal, row: JobRow) -> None:
     """Note that an admin looked at somebody else's job."""
     if row.owner != asker.user_id:
         await _note(request, made, asker, "job.read", row.id, "ok")
@@ -735,9 +724,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     what = _filter_of(query, asker)
     scope = wire.canonical([asker.user_id, what])
     before = _before_of(query["cursor"], scope, made) if "cursor" in query else 0
-    rows = await made.archive.jobs(
-        msgspec.structs.replace(what, before=before, limit=limit + 1)
-    )
+    rows = await made.archive.jobs(msgspec.structs.replace(what, before=before, limit=limit + 1))
     has_more, rows = len(rows) > limit, rows[:limit]
     now_ms, statuses = made.clock.now_ms(), await statuses_of(made, rows)
     jobs = [job_of(row, status, now_ms) for row, status in zip(rows, statuses, strict=True)]
@@ -753,9 +740,7 @@ def _limit_of(text: str) -> int:
 
 def _filter_of(query: dict[str, str], asker: Principal) -> JobFilter:
     states = query["state"].split(",") if "state" in query else None
-    if states is not None and (
-        len(states) > len(JOB_STATES) or not set(states) <= set(JOB_STATES)
-    ):
+    if states is not None and (len(states) > len(JOB_STATES) or not set(states) <= set(JOB_STATES)):
         _refuse("", f"state takes a comma list of {', '.join(JOB_STATES)}", "bad_filter")
     if states is not None and "queued" in states:
         states.append("accepted")

@@ -20,11 +20,20 @@ from shared.errors import (
 
 RETRY_S: Final = 5
 QUOTA_TYPE: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+_INVALID: Final = (
+    "not_object unknown_field unknown_parameter validation_failed control_char empty_recipients"
+    " too_many_recipients invalid_recipients bad_template bad_media_url bad_time bad_cursor"
+    " bad_filter unknown_user no_sender upload_gone unreadable_file idempotency_mismatch"
+    " weak_password"
+)
 CODES: Final[dict[str, tuple[int, str]]] = {
     code: (status, title)
     for status, title, codes in (
-        (400, "Bad request", "empty_body bad_json bad_encoding too_deep bad_request "
-         "bad_idempotency_key"),
+        (
+            400,
+            "Bad request",
+            "empty_body bad_json bad_encoding too_deep bad_request bad_idempotency_key",
+        ),
         (401, "Not signed in", "unauthenticated bad_credentials bad_signature"),
         (403, "Not allowed", "forbidden scope_missing user_mismatch csrf"),
         (404, "Not found", "not_found"),
@@ -35,10 +44,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
         (415, "Unsupported media type", "unsupported_media_type encoding_unsupported"),
         (417, "Expectation failed", "expectation_failed"),
         (421, "Wrong host", "wrong_host"),
-        (422, "Invalid request", "not_object unknown_field unknown_parameter validation_failed "
-         "control_char empty_recipients too_many_recipients invalid_recipients bad_template "
-         "bad_media_url bad_time bad_cursor bad_filter unknown_user no_sender upload_gone "
-         "unreadable_file idempotency_mismatch weak_password"),
+        (422, "Invalid request", _INVALID),
         (429, "Too many requests", "rate_limited login_throttled too_many_streams"),
         (500, "Internal error", "internal"),
         (503, "Unavailable", "bulk_disabled storage_unavailable storage_full draining"),
@@ -134,6 +140,4 @@ def respond(error: BaseException, **where: str) -> web.Response:
             headers["Allow"] = error.headers["Allow"]
     else:
         code, detail = "internal", "Something went wrong on our side."
-    return problem(
-        code, detail, faults=faults, total=total, extra=extra, headers=headers, **where
-    )
+    return problem(code, detail, faults=faults, total=total, extra=extra, headers=headers, **where)

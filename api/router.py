@@ -6,11 +6,12 @@ size, kill switch, quota and validation are the handlers'.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from api import problems
 from api.auth import PRINCIPAL, Access, Credentials, check_access
@@ -18,9 +19,6 @@ from api.guard import check_content, check_csrf, check_host, check_path, headers
 from api.resources import RESOURCES, Resources
 from shared import logs
 from shared.errors import DrumbeatError, Fault, InvalidError, SettingsError, UnavailableError
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 # Headers that whatever answer follows must carry, such as those of a quota.
@@ -77,9 +75,7 @@ def install(app: web.Application, routes: Iterable[Route]) -> None:
                 route.path, route.handler, allow_head=not route.is_stream, expect_handler=_expect
             )
         else:
-            app.router.add_route(
-                route.method, route.path, route.handler, expect_handler=_expect
-            )
+            app.router.add_route(route.method, route.path, route.handler, expect_handler=_expect)
     app[ROUTES] = known
 
 

@@ -86,16 +86,12 @@ class Visitors:
         shebang: False where the server's Lua does not know the first line (fakeredis).
     """
 
-    def __init__(
-        self, queue: Queue, settings: Settings, ids: Ids, *, shebang: bool = True
-    ) -> None:
+    def __init__(self, queue: Queue, settings: Settings, ids: Ids, *, shebang: bool = True) -> None:
         """Borrow the door; nothing is sent yet."""
         self._queue = queue
         self._settings = settings
         self._ids = ids
-        self._scripts = {
-            name: Script(f"visitor_{name}", shebang=shebang) for name in _SCRIPTS
-        }
+        self._scripts = {name: Script(f"visitor_{name}", shebang=shebang) for name in _SCRIPTS}
 
     async def _run(self, name: str, keys: list[str], *args: Argument) -> Any:  # noqa: ANN401
         return await self._queue.visit(self._scripts[name], keys, list(args))

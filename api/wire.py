@@ -127,8 +127,11 @@ def links_of(job_id: str) -> Links:
     return Links(base, f"/realtime/bulk/{job_id}", f"{base}/recipients", f"/jobs/{job_id}")
 
 
-class Submitted(msgspec.Struct, frozen=True, rename={"job_id": "jobId", "user_id": "userId",
-                                                     "campaign_id": "campaignId"}):
+class Submitted(
+    msgspec.Struct,
+    frozen=True,
+    rename={"job_id": "jobId", "user_id": "userId", "campaign_id": "campaignId"},
+):
     """The 202: the job and every recipient are committed."""
 
     job_id: str
@@ -168,8 +171,11 @@ class TimelineRow(msgspec.Struct, frozen=True):
     reason: str | None
 
 
-class Job(msgspec.Struct, frozen=True, rename={"job_id": "jobId", "user_id": "userId",
-                                               "campaign_id": "campaignId"}):
+class Job(
+    msgspec.Struct,
+    frozen=True,
+    rename={"job_id": "jobId", "user_id": "userId", "campaign_id": "campaignId"},
+):
     """A job as its owner sees it.
 
     `errors` and `timeline` are there only when `expand` asks for them.
@@ -395,12 +401,12 @@ def _read(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def decode(body: bytes, kind: type[T], breaks_at: str = "") -> T:
-    """Decode a request's body.
+    r"""Decode a request's body.
 
     Args:
         body: as it came.
         kind: the struct it must be.
-        breaks_at: pointer of the one string that may hold `\\n`, `\\r` and `\\t`.
+        breaks_at: pointer of the one string that may hold `\n`, `\r` and `\t`.
 
     Raises:
         MalformedError: not one JSON document in UTF-8; the caller must send another.

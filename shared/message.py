@@ -30,8 +30,20 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _COMPONENTS: Final = ("header", "body", "button")
 _SUB_TYPES: Final = ("quick_reply", "url", "catalog", "flow", "copy_code", "mpm", "voice_call")
 _PARAMETERS: Final = frozenset(
-    "text currency date_time image video document payload action coupon_code "
-    "limited_time_offer location product".split()
+    (
+        "text",
+        "currency",
+        "date_time",
+        "image",
+        "video",
+        "document",
+        "payload",
+        "action",
+        "coupon_code",
+        "limited_time_offer",
+        "location",
+        "product",
+    )
 )
 _MEDIA: Final = ("image", "video", "document")
 
@@ -88,7 +100,8 @@ def message_of(raw: bytes) -> Message:
     Raises:
         msgspec.DecodeError: it is none; only a foreign hand can have written it.
     """
-    return _DECODER.decode(raw)
+    message: Message = _DECODER.decode(raw)
+    return message
 
 
 def kind_of(message: Message) -> str:
@@ -256,7 +269,7 @@ def is_safe_link(link: object) -> bool:
 
 
 def _fillable(text: str, names: list[str]) -> msgspec.Raw:
-    """Return `text` as JSON with `\\0<n>\\0` where value n goes; JSON itself never holds NUL."""
+    r"""Return `text` as JSON with `\0<n>\0` where value n goes; JSON itself never holds NUL."""
     pieces = PLACEHOLDER.split(text)
     for index, piece in enumerate(pieces):
         is_name = index % 2 == 1
