@@ -43,19 +43,7 @@ class Event(msgspec.Struct, frozen=True, rename={"job_id": "jobId"}):
 def progress_of(status: JobStatus) -> wire.Progress:
     """Return a job's numbers; `total` is the sum of its states, `done` of its outcomes."""
     tally = status.tally
-    by_code: dict[str, int] = {}
-    by_reason: dict[str, int] = {}
-    for raw, count in sorted(status.reasons.items(), key=lambda item: (-item[1], item[0])):
-        reason = raw & _LOW_BITS
-        if reason < FIRST_REASON:
-            word = _REASONS.get(reason, "other")
-            by_reason[word] = by_reason.get(word, 0) + count
-            continue
-        code = code_of_reason(reason)
-        name = "other" if code is None else str(code)
-        if name not in by_code and len(by_code) >= CODES_SHOWN - 1:
-            name = "other"
-        by_code[name] = by_code.get(name, 0) + count
+    by_code, by_reason = named(status.reasons)
     return wire.Progress(
         total=tally.total,
         queued=tally.queued,
@@ -75,6 +63,24 @@ def progress_of(status: JobStatus) -> wire.Progress:
         by_code=by_code,
         by_reason=by_reason,
     )
+
+
+def named(reasons: dict[int, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return counts by reason number as counts by Graph code and by our own words, most first."""
+    by_code: dict[str, int] = {}
+    by_reason: dict[str, int] = {}
+    for raw, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
+        reason = raw & _LOW_BITS
+        if reason < FIRST_REASON:
+            word = _REASONS.get(reason, "other")
+            by_reason[word] = by_reason.get(word, 0) + count
+            continue
+        code = code_of_reason(reason)
+        name = "other" if code is None else str(code)
+        if name not in by_code and len(by_code) >= CODES_SHOWN - 1:
+            name = "other"
+        by_code[name] = by_code.get(name, 0) + count
+    return by_code, by_reason
 
 
 def _eta(status: JobStatus) -> int | None:
@@ -130,8 +136,12 @@ def _pause_of(status: JobStatus) -> wire.Wait:
 
 
 def encode(event_id: str, event: Event) -> bytes:
-    """Return an event as it goes over the wire; JSON has no line break, so it is one data line."""
-    return b"id: " + event_id.encode() + b"\ndata: " + wire.encode(event) + b"\n\n"
+    """Return an event as it goes over the wire; JSON has no line break, so it is one data line.
+
+    Without an id the reader keeps the one it has.
+    """
+    first = b"id: " + event_id.encode() + b"\n" if event_id else b""
+    return first + b"data: " + wire.encode(event) + b"\n\n"
 
 
 def frame(status: JobStatus, now_ms: int, kind: Kind, reset: bool = False) -> bytes:  # noqa: FBT001, FBT002 - the event's own field
@@ -159,6 +169,11 @@ def order(event_id: str) -> tuple[int, int] | None:
         return None
     ms, sequence = int(found[1]), int(found[2])
     return (ms, sequence) if ms < _U64 and sequence < _U64 else None
+
+
+def order_or_zero(event_id: str) -> tuple[int, int]:
+    """Return a stream id as two numbers; what is not one is below all."""
+    return order(event_id) or (0, 0)
 
 
 def decide_resume(
