@@ -1,0 +1,262 @@
+"""The streams over real HTTP and a real Valkey: where a reader goes on, and how a stream ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client import CollectorRegistry
+
+from api import stream
+from api.auth import PRINCIPAL, Principal
+from api.client import Event, Parser
+from api.hub import Hub
+from api.resources import RESOURCES, Resources
+from api.router import REQUEST_ID, install
+from shared import settings as settings_module
+from shared.archive import JobRow
+from shared.clock import Clock
+from shared.embedded.valkey import Valkey
+from shared.errors import DrumbeatError, RequestError
+from shared.ids import Ids
+from shared.metrics import ApiMetrics
+from shared.models import Chunk, JobSpec
+from shared.queue import Queue
+
+Http = TestClient[web.Request, web.Application]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Eventually = Callable[..., Awaitable[Any]]
+ROW = JobRow(
+    number=1, id="", owner="u1", campaign_id=None, name=None, state="queued", version=1, by="",
+    reason="", kind="text", template_name=None, template_language=None, sender_id="s1",
+    sender_name="main", message=b"{}", vars=[], chunk_size=50, recipients=2, intake=b"{}", rate=0.0,
+    weight=4, priority="normal", scheduled_ms=0, expires_ms=0, on_unknown="hold", reserved=2,
+    step=2, born="b1", request_hash=None, response=None, created_ms=1, started_ms=0, finished_ms=0,
+    parent=None, sandbox=False, sent=0, failed=0, skipped=0, unknown=0, cancelled=0, delivered=0,
+    read=0, undelivered=0, end_event=None,
+)  # fmt: skip
+
+
+class Rows(dict[str, JobRow]):
+    """What the archive would answer."""
+
+    async def job(self, job_id: str, owner: str | None) -> JobRow | None:
+        row = self.get(job_id)
+        return row if row is not None and owner in {None, row.owner} else None
+
+    async def reason_counts(self, _job_id: str) -> dict[int, int]:
+        return {1: 2}
+
+
+@pytest.fixture
+async def queue(valkey: Valkey) -> AsyncIterator[Queue]:
+    environ = {
+        "REDIS_URL": valkey.url,
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1/none",
+        "BULK_SECRET_KEY": "0123456789abcdef0123456789abcdef",
+        "SSE_INTERVAL_MS": "50",
+        "SSE_PER_USER": "2",
+    }
+    opened = await Queue.open(settings_module.load(environ, None))
+    await opened.visitors.flushall()
+    await opened.give_born(0, "b1")
+    await opened.prepare(0)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return Rows()
+
+
+@pytest.fixture
+async def hub(queue: Queue) -> AsyncIterator[Hub]:
+    made = Hub(queue, queue.settings, Clock(), ApiMetrics(CollectorRegistry()))
+    running = asyncio.create_task(made.run())
+    yield made
+    await made.close()
+    await asyncio.wait_for(running, 5)
+
+
+@pytest.fixture
+async def http(queue: Queue, hub: Hub, rows: Rows) -> AsyncIterator[Http]:
+    @web.middleware
+    async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request[PRINCIPAL] = Principal("u1", "", "user", ("read",))
+        request[REQUEST_ID] = "req_1"
+        try:
+            return await handler(request)
+        except DrumbeatError as error:
+            word = error.word if isinstance(error, RequestError) else error.code
+            return web.Response(status=418, text=word)
+
+    app = web.Application(middlewares=[admit])
+    made = SimpleNamespace(
+        settings=queue.settings,
+        clock=Clock(),
+        ids=Ids(),
+        queue=queue,
+        archive=rows,
+        hub=hub,
+        metrics=ApiMetrics(CollectorRegistry()),
+    )
+    app[RESOURCES] = cast("Resources", made)
+    install(app, stream.ROUTES)
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+async def submit(queue: Queue, rows: Rows) -> str:
+    # Nothing is released to a paused sender, so that a cancel ends the job at once.
+    await queue.sender(0, "s1", version=1, rate=0, burst=0, paused=True, why="")
+    job = Ids().job_id(0)
+    await queue.stage(job, 0, [msgspec.msgpack.encode(Chunk([15550000000, 15550000001]))])
+    spec = JobSpec(job, "s1", "u1", 2, 50, 2, 2, b"{}", [], created_ms=1)
+    assert (await queue.submit(spec)).kind == "made"
+    rows[job] = msgspec.structs.replace(ROW, id=job)
+    return job
+
+
+class Reader:
+    """One open stream."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self.answer = answer
+        self._parser = Parser()
+        self._events: list[Event] = []
+
+    async def next(self) -> tuple[Event, dict[str, Any]]:
+        while not self._events:
+            piece = await asyncio.wait_for(self.answer.content.readany(), 5)
+            if not piece:
+                raise EOFError
+            self._events += [e for e in self._parser.feed(piece) if e.data]
+        event = self._events.pop(0)
+        return event, msgspec.json.decode(event.data)
+
+
+async def follow(http: Http, path: str, last: str | None = None) -> Reader:
+    headers = {"Last-Event-ID": last} if last is not None else {}
+    answer = await http.get(path, headers=headers)
+    assert answer.status == 200
+    return Reader(answer)
+
+
+async def test_a_stream_begins_whole_follows_and_closes_after_the_end(
+    http: Http, queue: Queue, rows: Rows, hub: Hub, eventually: Eventually
+) -> None:
+    job = await submit(queue, rows)
+    reader = await follow(http, f"/realtime/bulk/{job}")
+    assert reader.answer.headers["Content-Type"] == "text/event-stream"
+    assert reader.answer.headers["Cache-Control"] == "no-store, no-transform"
+    assert reader.answer.headers["X-Accel-Buffering"] == "no"
+    first, data = await reader.next()
+    assert (data["type"], data["state"], data["progress"]["total"]) == ("snapshot", "queued", 2)
+    await queue.control(job, "pause", by="u1", reason="x\n\ndata: {}")
+    second, data = await reader.next()
+    assert (data["type"], data["wait"]["detail"]) == ("progress", "x\n\ndata: {}")
+    assert second.id > first.id
+    await queue.control(job, "cancel", by="u1")
+    end, data = await reader.next()
+    assert (data["type"], data["progress"]["done"]) == ("end", 2)
+    with pytest.raises(EOFError):
+        await reader.next()
+    await eventually(lambda: hub.connections == 0)
+    gone = await http.get(f"/realtime/bulk/{job}", headers={"Last-Event-ID": end.id})
+    assert gone.status == 204
+    again = await follow(http, f"/realtime/bulk/{job}", second.id)
+    assert (await again.next())[0].id == end.id
+
+
+async def test_a_reader_of_the_newest_waits_and_one_from_nowhere_is_reset(
+    http: Http, queue: Queue, rows: Rows
+) -> None:
+    job = await submit(queue, rows)
+    first, _ = await (await follow(http, f"/realtime/bulk/{job}")).next()
+    waits = await follow(http, f"/realtime/bulk/{job}?lastEventId={first.id}")
+    await asyncio.sleep(0.2)
+    await queue.control(job, "pause", by="u1")
+    _, data = await waits.next()
+    assert data["state"] == "paused"
+
+
+@pytest.mark.parametrize("given", ["garbage", "99999999999999-0", "9" * 4096])
+async def test_an_id_nobody_gave_out_is_answered_with_a_reset(
+    http: Http, queue: Queue, rows: Rows, given: str
+) -> None:
+    job = await submit(queue, rows)
+    _, data = await (await follow(http, f"/realtime/bulk/{job}", given)).next()
+    assert (data["type"], data["reset"]) == ("snapshot", True)
+
+
+async def test_the_end_is_told_when_only_postgres_has_the_job(http: Http, rows: Rows) -> None:
+    job = Ids().job_id(0)
+    rows[job] = msgspec.structs.replace(
+        ROW, id=job, state="cancelled", cancelled=2, end_event="7-0", version=3
+    )
+    reader = await follow(http, f"/realtime/bulk/{job}", "6-0")
+    event, data = await reader.next()
+    assert (event.id, data["type"], data["state"]) == ("7-0", "end", "cancelled")
+    assert data["progress"]["by_reason"] == {"suppressed": 2}
+    gone = await http.get(f"/realtime/bulk/{job}", headers={"Last-Event-ID": "7-0"})
+    assert gone.status == 204
+
+
+async def test_many_jobs_share_a_stream_that_ends_with_the_last(
+    http: Http, queue: Queue, rows: Rows
+) -> None:
+    jobs = sorted([await submit(queue, rows), await submit(queue, rows)])
+    reader = await follow(http, f"/realtime/bulk?jobs={jobs[1]},{jobs[0]}", "1-0")
+    seen = [(await reader.next())[1] for _ in jobs]
+    assert [data["jobId"] for data in seen] == jobs
+    for job in jobs:
+        await queue.control(job, "cancel", by="u1")
+    ends = [await reader.next() for _ in jobs]
+    assert {data["type"] for _, data in ends} == {"end"}
+    with pytest.raises(EOFError):
+        await reader.next()
+    largest = max(event.id for event, _ in ends)
+    gone = await http.get(f"/realtime/bulk?jobs={','.join(jobs)}&lastEventId={largest}")
+    assert gone.status == 204
+
+
+async def test_what_may_not_be_watched_is_refused_before_the_first_byte(
+    http: Http, queue: Queue, rows: Rows, hub: Hub
+) -> None:
+    job = await submit(queue, rows)
+    foreign = await submit(queue, rows)
+    rows[foreign] = msgspec.structs.replace(rows[foreign], owner="u2")
+    for path in (f"/realtime/bulk/{foreign}", "/realtime/bulk/x", f"/realtime/bulk?jobs={foreign}"):
+        assert await (await http.get(path)).text() == "not_found"
+    path = f"/realtime/bulk/{job}"
+    assert (await http.head(path)).status == 405
+    refused = await http.get(path, headers={"Accept": "application/json"})
+    assert await refused.text() == "not_acceptable"
+    assert await (await http.get("/realtime/bulk")).text() == "validation_failed"
+    assert hub.connections == 0
+    kept = [await follow(http, path), await follow(http, path)]
+    assert await (await http.get(path)).text() == "too_many_streams"
+    assert len(kept) == hub.connections
+
+
+async def test_a_stop_says_good_bye_and_when_to_return(
+    http: Http, queue: Queue, rows: Rows, hub: Hub
+) -> None:
+    job = await submit(queue, rows)
+    reader = await follow(http, f"/realtime/bulk/{job}")
+    await reader.next()
+    closing = asyncio.create_task(hub.close())
+    event, _ = await reader.next()
+    assert event.name == "bye"
+    assert 500 <= event.retry_ms <= 3000
+    with pytest.raises(EOFError):
+        await reader.next()
+    await asyncio.wait_for(closing, 1)
