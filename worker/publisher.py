@@ -186,7 +186,8 @@ class Publisher:
             result = await self._queue.submit(spec_of(row, row.reserved))
             _log.info("job.published", jobId=row.id, result=result.kind, state=result.state)
             return
-        await self._restore(row, logged, same_born=row.born == born)
+        # Rows accepted before the shard's first `born` carry none: they count as another's.
+        await self._restore(row, logged, same_born=bool(born) and row.born == born)
 
     async def _restore(
         self, row: JobRow, logged: dict[int, tuple[State, int]], *, same_born: bool
