@@ -36,6 +36,8 @@ from shared.models import FINAL_STATES, JobStatus
 
 RETRY_FIRST_S: Final = 1.0
 BYE_MS: Final = (500, 3000)
+# Rows of credentials are kept for a second: many streams of one user ask once.
+CREDENTIALS: Final = Credentials()
 _HEARTBEAT: Final = b": hb\n\n"
 _MEDIA: Final = frozenset({"text/event-stream", "text/*", "*/*"})
 
@@ -319,7 +321,7 @@ class _Stream:
 
     async def _check_credential(self, response: Response) -> None:
         try:
-            await _credentials.principal_of(self._request)
+            await CREDENTIALS.principal_of(self._request)
         except StoreError:
             return
         except RequestError as error:
@@ -327,7 +329,3 @@ class _Stream:
                 await response.put(b"event: revoked\ndata: {}\n\n")
                 raise _EndedError("revoked") from error
             raise _EndedError("client") from error
-
-
-# Rows of credentials are kept for a second: many streams of one user ask once.
-_credentials: Final = Credentials()

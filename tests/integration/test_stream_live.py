@@ -24,7 +24,7 @@ from shared import settings as settings_module
 from shared.archive import JobRow
 from shared.clock import Clock
 from shared.embedded.valkey import Valkey
-from shared.errors import DrumbeatError, RequestError
+from shared.errors import DeniedError, DrumbeatError, QueueError, RequestError
 from shared.ids import Ids
 from shared.metrics import ApiMetrics
 from shared.models import Chunk, JobSpec
@@ -63,6 +63,8 @@ async def queue(valkey: Valkey) -> AsyncIterator[Queue]:
         "BULK_SECRET_KEY": "0123456789abcdef0123456789abcdef",
         "SSE_INTERVAL_MS": "50",
         "SSE_PER_USER": "2",
+        "SSE_HEARTBEAT_S": "1",
+        "SSE_SEND_TIMEOUT_S": "1",
     }
     opened = await Queue.open(settings_module.load(environ, None))
     await opened.visitors.flushall()
@@ -70,6 +72,19 @@ async def queue(valkey: Valkey) -> AsyncIterator[Queue]:
     await opened.prepare(0)
     yield opened
     await opened.close()
+
+
+@pytest.fixture(autouse=True)
+def credential(monkeypatch: pytest.MonkeyPatch) -> dict[str, DrumbeatError]:
+    """Put an error in, and the next heartbeat meets it."""
+    errors: dict[str, DrumbeatError] = {}
+
+    async def look(_request: web.Request) -> None:
+        for error in errors.values():
+            raise error
+
+    monkeypatch.setattr(stream.CREDENTIALS, "principal_of", look)
+    return errors
 
 
 @pytest.fixture
@@ -260,3 +275,69 @@ async def test_a_stop_says_good_bye_and_when_to_return(
     with pytest.raises(EOFError):
         await reader.next()
     await asyncio.wait_for(closing, 1)
+
+
+async def test_a_revoked_credential_ends_the_stream_and_a_lost_store_does_not(
+    http: Http, queue: Queue, rows: Rows, credential: dict[str, DrumbeatError]
+) -> None:
+    job = await submit(queue, rows)
+    reader = await follow(http, f"/realtime/bulk/{job}")
+    await reader.next()
+    credential["store"] = QueueError("lost", refused=True)
+    await asyncio.sleep(1.3)
+    credential.clear()
+    await queue.control(job, "pause", by="u1")
+    assert (await reader.next())[1]["state"] == "paused"
+    credential["gone"] = DeniedError("unauthenticated", "")
+    event, _ = await reader.next()
+    assert event.name == "revoked"
+    with pytest.raises(EOFError):
+        await reader.next()
+
+
+async def test_a_stream_opened_during_an_outage_is_told_when_it_is_over(
+    http: Http, queue: Queue, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await submit(queue, rows)
+
+    async def lost(_ids: list[str]) -> None:
+        raise QueueError("lost", refused=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "statuses", lost)
+        reader = await follow(http, f"/realtime/bulk/{job}")
+        await asyncio.sleep(0.3)
+    event, data = await reader.next()
+    assert (data["type"], data["state"]) == ("snapshot", "queued")
+    assert event.id
+
+
+async def test_a_job_on_its_way_to_redis_is_shown_and_then_followed(
+    http: Http, queue: Queue, rows: Rows
+) -> None:
+    job = await submit(queue, rows)
+    await queue.visitors.rename(f"{{s0}}:job:{job}", "{s0}:aside")
+    rows[job] = msgspec.structs.replace(rows[job], state="accepted")
+    reader = await follow(http, f"/realtime/bulk/{job}")
+    event, data = await reader.next()
+    assert (event.id, data["state"], data["wait"]["reason"]) == ("", "queued", "storage")
+    await queue.visitors.rename("{s0}:aside", f"{{s0}}:job:{job}")
+    await queue.control(job, "pause", by="u1")
+    event, data = await reader.next()
+    assert data["state"] == "paused"
+    assert event.id
+
+
+async def test_a_client_that_does_not_read_is_cut_off(
+    http: Http, queue: Queue, rows: Rows, hub: Hub, eventually: Eventually
+) -> None:
+    job = await submit(queue, rows)
+    reader = await follow(http, f"/realtime/bulk/{job}")
+    await reader.next()
+    status = (await queue.statuses([job]))[0]
+    assert status is not None
+    frame = hub.frame(status, "progress", is_reset=True)
+    (subscription,) = hub._open
+    subscription.offer(frame._replace(data=b"data: " + b"x" * (32 << 20) + b"\n\n"))
+    await eventually(lambda: hub.connections == 0)
+    assert hub._metrics.sse_disconnects_total.labels("slow")._value.get() == 1
