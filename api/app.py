@@ -15,7 +15,7 @@ from api import auth, health, jobs, stats, stream
 from api.guard import Runner
 from api.hub import Hub
 from api.resources import RESOURCES, Resources
-from api.router import Route, edge, gate, install
+from api.router import Route, edge, finish, gate, install
 from api.sessions import Visitors
 from api.web import pages
 from shared import logs, management
@@ -64,6 +64,7 @@ def application(made: Resources, routes: tuple[Route, ...] = ROUTES) -> web.Appl
         client_max_size=made.settings.body_max_bytes,
     )
     app[RESOURCES] = made
+    app.on_response_prepare.append(finish(made))
     install(app, routes)
     return app
 

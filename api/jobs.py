@@ -234,7 +234,7 @@ def _times(body: wire.SendRequest, now_ms: int) -> tuple[int, int]:
     if body.timezone is not None:
         try:
             zone = ZoneInfo(body.timezone) if _ZONE.match(body.timezone) else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError):
             zone = None
         if zone is None:
             _refuse("/timezone", "not an IANA time zone such as Europe/Rome", "bad_time")

@@ -6,7 +6,7 @@ size, kill switch, quota and validation are the handlers'.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
 
 import structlog
@@ -25,6 +25,7 @@ REQUEST_ID: Final = web.RequestKey("request_id", str)
 HEADERS: Final = web.RequestKey("headers", dict)
 ROUTES: Final = web.AppKey("routes", dict)
 PARAMETERS_MAX: Final = 50
+Finish = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 _SERVER_ERROR: Final = 500
 _log: Final = logs.get("api.http")
 
@@ -109,8 +110,7 @@ def gate(credentials: Credentials) -> Middleware:
 
 
 def edge(made: Resources) -> Middleware:
-    """Return the outermost middleware: request id, problems, headers, metrics, one log line."""
-    fixed = headers_of(made.settings)
+    """Return the outermost middleware: request id, problems, metrics, one log line."""
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -127,14 +127,25 @@ def edge(made: Resources) -> Middleware:
         except Exception as error:  # noqa: BLE001 - the edge of the process
             _log.exception("http.failed", route=_route_of(request))
             response = _problem(made, request, error, request_id)
-        if not response.prepared:
-            response.headers.update({**fixed, "Cache-Control": "no-store"})
-            response.headers.update(request[HEADERS])
-            response.headers["X-Request-Id"] = request_id
         _measure(made, request, response, made.clock.monotonic() - started)
         return response
 
     return answer
+
+
+def finish(made: Resources) -> Finish:
+    """Return the hook that gives every answer its headers, streams too, just before they leave."""
+    fixed = {**headers_of(made.settings), "Cache-Control": "no-store"}
+
+    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+        for name, value in fixed.items():
+            response.headers.setdefault(name, value)
+        response.headers.update(request.get(HEADERS, {}))
+        if REQUEST_ID in request:
+            response.headers["X-Request-Id"] = request[REQUEST_ID]
+        response.headers.popall("Server", None)
+
+    return prepare
 
 
 def _problem(
