@@ -156,6 +156,7 @@ async def test_after_a_wipe_logged_is_final_released_is_unknown_the_rest_is_sent
     await bench.publisher.look(0)
     async with bench.writing():
         sent = await bench.send(most=20)
+        assert sent == 20
 
         async def is_logged() -> bool:
             return len(await bench.archive.logged(job)) == sent
@@ -177,6 +178,31 @@ async def test_after_a_wipe_logged_is_final_released_is_unknown_the_rest_is_sent
     row = await bench.row(job)
     assert (row.sent + row.unknown, row.unknown) == (COUNT, reserved - sent)
     assert len(await bench.archive.logged(job)) == COUNT
+
+
+async def test_a_job_that_a_failover_lost_goes_on_where_its_log_ends(bench: Bench) -> None:
+    await bench.publisher.look(0)
+    job = await bench.accept(born=await bench.queue.born(0))
+    await bench.publisher.look(0)
+    async with bench.writing():
+        sent = await bench.send(most=20)
+
+        async def is_logged() -> bool:
+            return len(await bench.archive.logged(job)) == sent
+
+        await until(is_logged)
+        client = bench.queue._commands[0]
+        await client.delete(*[key async for key in client.scan_iter(f"*job:{job}*")])
+        await bench.publisher.look(0)
+        status = (await bench.queue.statuses([job]))[0]
+        assert status is not None
+        assert (status.tally.sent, status.tally.unknown) == (sent, 0)
+        async with asyncio.timeout(20):
+            while (await bench.row(job)).state != "completed":
+                sent += await bench.send()
+                await asyncio.sleep(0.05)
+    row = await bench.row(job)
+    assert (sent, row.sent, row.unknown) == (COUNT, COUNT, 0)
 
 
 async def test_a_paused_job_comes_back_paused_and_goes_on_when_resumed(bench: Bench) -> None:
