@@ -562,15 +562,18 @@ class Archive:
     @asynccontextmanager
     async def advisory(self, number: int) -> AsyncGenerator[bool]:
         """Hold a lock of the whole fleet while inside; yields whether it was got."""
-        async with self._pool.acquire() as connection:
-            got = bool(
-                await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", _LOCK, number)
-            )
-            try:
-                yield got
-            finally:
-                if got:
-                    await connection.execute("SELECT pg_advisory_unlock($1, $2)", _LOCK, number)
+        try:
+            async with self._pool.acquire() as connection:
+                got = bool(
+                    await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", _LOCK, number)
+                )
+                try:
+                    yield got
+                finally:
+                    if got:
+                        await connection.execute("SELECT pg_advisory_unlock($1, $2)", _LOCK, number)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            raise ArchiveError(f"PostgreSQL: {type(error).__name__}") from error
 
 
 def _at_ms(entry: OutcomeEntry) -> int:
