@@ -226,6 +226,11 @@ class _Stream:
             status.event if status is not None and status.is_ended else None
         )
 
+    def _place(self, job_id: str) -> tuple[int, int]:
+        status = self._statuses.get(job_id)
+        event = status.event if status is not None else self._rows[job_id].end_event
+        return progress.order_or_zero(event or "")
+
     async def run(self, response: Response, resume: progress.Resume) -> None:
         """Write until the end.
 
@@ -264,7 +269,9 @@ class _Stream:
             await self._check_credential(response)
 
     async def _tell_all(self, response: Response, *, is_reset: bool) -> None:
-        for job_id in list(self._left):
+        # Lowest event id first: the reader must be left with the largest, or it would come back
+        # after the last end for ever.
+        for job_id in sorted(self._left, key=self._place):
             status = self._statuses.get(job_id)
             if status is None:
                 await self._tell_row(response, self._rows[job_id], is_reset=is_reset)

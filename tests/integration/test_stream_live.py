@@ -230,17 +230,20 @@ async def test_many_jobs_share_a_stream_that_ends_with_the_last(
 ) -> None:
     jobs = sorted([await submit(queue, rows), await submit(queue, rows)])
     reader = await follow(http, f"/realtime/bulk?jobs={jobs[1]},{jobs[0]}", "1-0")
-    seen = [(await reader.next())[1] for _ in jobs]
-    assert [data["jobId"] for data in seen] == jobs
-    for job in jobs:
+    seen = [await reader.next() for _ in jobs]
+    assert sorted(data["jobId"] for _, data in seen) == jobs
+    assert seen[0][0].id < seen[1][0].id
+    for job in reversed(jobs):
         await queue.control(job, "cancel", by="u1")
     ends = [await reader.next() for _ in jobs]
     assert {data["type"] for _, data in ends} == {"end"}
     with pytest.raises(EOFError):
         await reader.next()
     largest = max(event.id for event, _ in ends)
-    gone = await http.get(f"/realtime/bulk?jobs={','.join(jobs)}&lastEventId={largest}")
-    assert gone.status == 204
+    path = f"/realtime/bulk?jobs={','.join(jobs)}"
+    again = await follow(http, path)
+    assert [(await again.next())[0].id for _ in jobs][-1] == largest
+    assert (await http.get(path, headers={"Last-Event-ID": largest})).status == 204
 
 
 async def test_what_may_not_be_watched_is_refused_before_the_first_byte(
