@@ -15,7 +15,7 @@ import msgspec
 
 from shared.errors import ArchiveError, ConflictError
 from shared.graph_codes import code_of_reason
-from shared.models import RANK, Chunk, Detail, OutcomeEntry, State, unpack_facts
+from shared.models import OUTCOMES, RANK, Chunk, Detail, OutcomeEntry, State, unpack_facts
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -518,6 +518,8 @@ class Archive:
                 details = {d.index: d for d in _decode_details(entry.record)}
                 base = entry.chunk * chunk_size
                 for fact in unpack_facts(entry.facts):
+                    if fact.state not in OUTCOMES:
+                        continue  # a job gone from Redis passes on what it was told, as it came
                     detail = details.get(fact.index)
                     if detail is None:
                         known = await _phones(connection, entry.job, phones)

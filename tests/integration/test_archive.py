@@ -38,7 +38,9 @@ def new_job(owner: str, **changes: Any) -> NewJob:
 
 
 def facts(job: str, entry: str, *given: Fact, wamid: str | None = None) -> OutcomeEntry:
-    record = msgspec.msgpack.encode([Detail(f.index, 15550000000 + f.index, 5, wamid) for f in given])
+    record = msgspec.msgpack.encode(
+        [Detail(f.index, 15550000000 + f.index, 5, wamid) for f in given]
+    )
     packed = b"".join(fact.pack() for fact in given)
     return OutcomeEntry(entry, "facts", job, chunk=0, chunk_size=4, facts=packed, record=record)
 
@@ -138,3 +140,11 @@ async def test_migrating_leaves_a_foreign_public_schema_alone(settings: Settings
     finally:
         await connection.execute("DROP TABLE public.users, public.schema_migrations")
         await connection.close()
+
+
+async def test_what_is_no_outcome_makes_no_row(archive: Archive) -> None:
+    job = new_job(await add_user(archive))
+    await archive.add_job(job)
+    told = facts(job.id, "1-0", Fact(0, State.INTENT, 1), Fact(1, State.RETRY, 1, 0, 5))
+    assert (await archive.record([told, facts(job.id, "2-0", Fact(2, State.SENT, 1))])).rows == 1
+    assert set(await archive.logged(job.id)) == {2}
