@@ -182,6 +182,8 @@ class Hub:
             await asyncio.wait_for(self._idle.wait(), CLOSE_S)
         except TimeoutError:
             self._log.warning("sse.left_open", connections=self.connections)
+        # The flag as well: `asyncio.wait_for` of Python 3.11 inside redis-py may swallow a cancel
+        # that meets a write just done.
         for task in self._tasks:
             task.cancel()
 
@@ -265,7 +267,7 @@ class Hub:
 
     async def _read(self, shard: int) -> None:
         is_behind = True
-        while True:
+        while not self._is_closing:
             try:
                 if is_behind:
                     self._after[shard] = await self._queue.last_event(shard)
@@ -288,7 +290,7 @@ class Hub:
             self._work.set()
 
     async def _lay_out(self) -> None:
-        while True:
+        while not self._is_closing:
             await self._work.wait()
             now = self._clock.monotonic()
             due = [job for job in self._changed if self._watched[job].due <= now][:BATCH]
@@ -336,7 +338,7 @@ class Hub:
 
     async def _compare(self) -> None:
         """Look at every watched job again: a note may have been trimmed, lost or rolled back."""
-        while True:
+        while not self._is_closing:
             await self._clock.sleep(self._settings.sse_heartbeat_s)
             for shard, after in list(self._after.items()):
                 try:
@@ -349,7 +351,7 @@ class Hub:
 
     async def _tell(self) -> None:
         """Tell the admin's figures of this process; they lapse when it no longer does."""
-        while True:
+        while not self._is_closing:
             try:
                 await self.totals()
             except QueueError as error:
@@ -370,7 +372,7 @@ class Hub:
 
     async def _count(self) -> None:
         events = disconnects = 0
-        while True:
+        while not self._is_closing:
             await self._clock.sleep(LOG_S)
             self._last_minute = self.events - events
             self._log.info(
