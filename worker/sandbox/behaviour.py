@@ -10,7 +10,6 @@ from typing import Any, Final, Literal
 import msgspec
 
 from shared.graph_codes import ROWS, row_of
-from worker.sandbox.ledger import Opaque
 
 Cut = Literal["before_read", "after_read", "in_headers", "in_body"]
 
@@ -31,6 +30,15 @@ PAIR_S: Final = 6.0
 PAIR_CREDIT: Final = 45
 HTML: Final = "text/html"
 JSON: Final = "application/json; charset=UTF-8"
+
+
+class Opaque(msgspec.Struct, frozen=True):
+    """`biz_opaque_callback_data` taken apart: `d1.<job>.<position>.<attempt>.<mac>`."""
+
+    job: str
+    position: int
+    attempt: int
+    mac: str
 
 
 class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,16 +12,9 @@ from typing import Final
 
 import msgspec
 
+from worker.sandbox.behaviour import Opaque
+
 _encoder: Final = msgspec.json.Encoder()
-
-
-class Opaque(msgspec.Struct, frozen=True):
-    """`biz_opaque_callback_data` taken apart: `d1.<job>.<position>.<attempt>.<mac>`."""
-
-    job: str
-    position: int
-    attempt: int
-    mac: str
 
 
 class Entry(msgspec.Struct):
