@@ -111,6 +111,19 @@ async def open_resources(
     return made
 
 
+def runner_of(app: web.Application, settings: Settings) -> Runner:
+    """Return what serves the application; no encoding of a body is ever undone (pitfalls A4)."""
+    return Runner(
+        app,
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=settings.keepalive_s,
+        max_line_size=_LINE_MAX,
+        max_field_size=_LINE_MAX,
+        shutdown_timeout=DRAIN_S,
+    )
+
+
 async def _refuse_volatile(made: Resources) -> None:
     if made.settings.allow_volatile:
         return
@@ -145,14 +158,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                 token=settings.metrics_token,
             )
         )
-        runner = Runner(
-            application(made),
-            access_log=None,
-            keepalive_timeout=settings.keepalive_s,
-            max_line_size=_LINE_MAX,
-            max_field_size=_LINE_MAX,
-            shutdown_timeout=DRAIN_S,
-        )
+        runner = runner_of(application(made), settings)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await _listen(runner, settings)

@@ -210,22 +210,20 @@ class Taken:
             for at in range(0, len(self.phones), size)
         ]
 
-    def kept(self, size: int, chunks: list[bytes]) -> bytes:
+    def kept(self, size: int, chunks: list[bytes]) -> list[bytes]:
         """Return what the job's row keeps: `chunks`, with the refs behind when there are any.
 
         A decoder of `Chunk` ignores what follows its two fields.
         """
         if not any(self.refs):
-            return _encode(chunks)
-        return _encode(
-            [
-                _encode(
-                    (
-                        self.phones[at : at + size],
-                        self.values[at : at + size] or None,
-                        self.refs[at : at + size],
-                    )
+            return chunks
+        return [
+            _encode(
+                (
+                    self.phones[at : at + size],
+                    self.values[at : at + size] or None,
+                    self.refs[at : at + size],
                 )
-                for at in range(0, len(self.phones), size)
-            ]
-        )
+            )
+            for at in range(0, len(self.phones), size)
+        ]

@@ -341,7 +341,7 @@ class _Job(NamedTuple):
 
     spec: JobSpec
     groups: list[tuple[int, list[bytes]]]
-    chunks: list[bytes]
+    kept: list[bytes]
     body: wire.SendRequest
     sender: SenderRow
     intake: wire.Intake
@@ -396,7 +396,16 @@ class _Job(NamedTuple):
             taken.suspect,
             [wire.Row(f.pointer, f.row, f.code, f.detail) for f in taken.faults],
         )
-        return cls(spec, _groups(chunks), chunks, body, sender, intake, rate, settings.is_sandbox)
+        return cls(
+            spec,
+            _groups(chunks),
+            taken.kept(size, chunks),
+            body,
+            sender,
+            intake,
+            rate,
+            settings.is_sandbox,
+        )
 
     def answer(self, wait: wire.Wait | None) -> wire.Submitted:
         """Return the body of the 202."""
@@ -486,7 +495,7 @@ async def _store(made: Resources, job: _Job, new: NewJob) -> wire.Wait | None:
     except QueueError as error:
         if error.refused:
             raise
-    blob = await asyncio.to_thread(pack_blob, job.chunks)
+    blob = await asyncio.to_thread(pack_blob, job.kept)
     new = msgspec.structs.replace(new, blob=blob, born=made.born.get(shard, ""))
     row = asyncio.create_task(made.archive.add_job(new))
     trouble = await _try(lambda: _stage(made, job, 0))

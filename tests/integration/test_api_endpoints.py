@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from hashlib import sha256
@@ -16,10 +17,12 @@ from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from api.app import application, open_resources
+from api.app import application, open_resources, runner_of
 from api.passwords import hash_password
 from api.resources import Resources
 from shared.archive import KeyRow, SenderRow
+from shared.embedded.valkey import Valkey
+from shared.errors import QueueError
 from shared.ids import Ids
 from shared.settings import Settings
 
@@ -27,6 +30,17 @@ Client = TestClient[web.Request, web.Application]
 PASSWORD = "correct horse battery"  # noqa: S105 - of a test's user
 TEXT = {"kind": "text", "text": {"body": "Hello", "preview_url": False}}
 NUMBERS = ["+15550000001", "+15550000002", "+15550000003"]
+
+
+class Server(TestServer):
+    """aiohttp's test server under our own runner."""
+
+    def __init__(self, app: web.Application, settings: Settings) -> None:
+        super().__init__(app)
+        self.settings = settings
+
+    async def _make_runner(self, **_rest: Any) -> web.AppRunner:
+        return runner_of(self.app, self.settings)
 
 
 class Api(NamedTuple):
@@ -89,7 +103,7 @@ async def opened(settings: Settings, stack: AsyncExitStack) -> Api:
         )
     )
     await made.queue.give_born(0, "b1")
-    client = TestClient(TestServer(application(made)))
+    client = TestClient(Server(application(made), made.settings))
     await stack.enter_async_context(client)
     return Api(client, made, *people, tokens)
 
@@ -456,3 +470,66 @@ async def test_health_names_what_is_missing(api: Api) -> None:
     assert (response.status, await response.json()) == (200, {"status": "ok"})
     api.made.is_draining = True
     await problem(await api.ask("ann", "GET", "/api/bulk/jobs"), 503, "draining")
+
+
+async def test_a_silent_redis_does_not_lose_an_accepted_job(api: Api, valkey: Valkey) -> None:
+    assert valkey.child is not None
+    await api.send()
+    valkey.child.send(signal.SIGSTOP)
+    try:
+        response = await api.send()
+    finally:
+        valkey.child.send(signal.SIGCONT)
+    body = await response.json()
+    assert response.status == 202, body
+    assert body["wait"]["reason"] == "storage"
+    row = await api.made.archive.job(body["jobId"], api.ann)
+    assert row is not None
+    assert row.state == "accepted"
+
+
+async def test_a_redis_that_refuses_leaves_nothing_behind(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = {"Idempotency-Key": "again"}
+    for name, is_full, code in (
+        ("stage", True, "storage_full"),
+        ("submit", False, "storage_unavailable"),
+        ("born", False, "storage_unavailable"),
+    ):
+        with monkeypatch.context() as patch:
+
+            async def refuse(*_args: object, is_full: bool = is_full) -> None:
+                raise QueueError("no", refused=True, full=is_full)
+
+            patch.setattr(api.made.queue, name, refuse)
+            response = await api.send(headers=key)
+            await problem(response, 503, code)
+            assert "Retry-After" in response.headers
+    listed = await (await api.ask("ann", "GET", "/api/bulk/jobs")).json()
+    assert listed["data"] == []
+    assert (await api.send(headers=key)).status == 202
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nA\x00: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST /api/bulk/send HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 SECRETBYTES\r\n\r\n",
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    ],
+    ids=range(6),
+)
+async def test_what_is_not_http_is_told_so_and_not_echoed(api: Api, raw: bytes) -> None:
+    server = api.client.server
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    writer.write(raw)
+    answer = await asyncio.wait_for(reader.read(4096), 5)
+    writer.close()
+    assert answer.split(b" ", 2)[1] in {b"400", b"421", b"200"}, answer
+    assert b"SECRETBYTES" not in answer
+    if b" 200 " not in answer[:20]:
+        assert b"application/problem+json" in answer
