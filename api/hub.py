@@ -32,6 +32,9 @@ TELL_S: Final = 10.0
 LOG_S: Final = 60.0
 CLOSE_S: Final = 2.0
 FULL_RETRY_S: Final = 15
+# Jobs that nobody watches are looked at for the log alone: so many, so often, at most.
+UNWATCHED_EVERY_S: Final = 2.0
+UNWATCHED_MAX: Final = 20
 _NOTHING: Final = (0, 0)
 
 
@@ -119,7 +122,6 @@ class _Watch:
     subscriptions: set[Subscription] = field(default_factory=set)
     laid: str = ""
     due: float = 0.0
-    tenth: int = -1
 
 
 class Hub:
@@ -141,6 +143,8 @@ class Hub:
         self._log = logs.get("hub")
         self._watched: dict[str, _Watch] = {}
         self._changed: set[str] = set()
+        self._unwatched: set[str] = set()
+        self._tenths: dict[str, int] = {}
         self._work = asyncio.Event()
         self._after: dict[int, str] = {}
         self._open: set[Subscription] = set()
@@ -170,6 +174,7 @@ class Hub:
         async with asyncio.TaskGroup() as group:
             work = [self._read(shard) for shard in range(self._queue.shards)]
             work += [self._lay_out(), self._compare(), self._tell(), self._count()]
+            work += [self._look_at_unwatched()]
             self._tasks = [group.create_task(each) for each in work]
 
     async def close(self) -> None:
@@ -283,6 +288,7 @@ class Hub:
             if notes and self._after[shard] == after:
                 self._after[shard] = notes[-1].id
             self._mark(note.job for note in notes)
+            self._unwatched.update(note.job for note in notes if note.job not in self._watched)
 
     def _mark(self, job_ids: Iterable[str]) -> None:
         self._changed.update(job for job in job_ids if job in self._watched)
@@ -330,11 +336,39 @@ class Hub:
         watch.laid = status.event
         replaced = sum(subscription.offer(frame) for subscription in watch.subscriptions)
         self._metrics.sse_events_coalesced_total.inc(replaced)
+        self._log_progress(status)
+
+    async def _look_at_unwatched(self) -> None:
+        """Log the tenths of jobs that nobody watches, too."""
+        while True:
+            await self._clock.sleep(UNWATCHED_EVERY_S)
+            some = [self._unwatched.pop() for _ in range(min(UNWATCHED_MAX, len(self._unwatched)))]
+            try:
+                statuses = await self._queue.statuses(some) if some else []
+            except QueueError:
+                continue
+            for status in statuses:
+                if status is not None and status.id not in self._watched:
+                    self._log_progress(status)
+
+    def _log_progress(self, status: JobStatus) -> None:
         tally = status.tally
         tenth = tally.done * 10 // tally.total if tally.total else 10
-        say = self._log.info if tenth > watch.tenth >= 0 else self._log.debug
-        watch.tenth = tenth
-        say("job.progress", jobId=job_id, state=status.state, done=tally.done, total=tally.total)
+        # What a process meets half way is news to it once, not for each tenth that was before.
+        say = self._log.info if tenth > self._tenths.get(status.id, 0) else self._log.debug
+        if status.is_ended:
+            self._tenths.pop(status.id, None)
+        else:
+            self._tenths[status.id] = max(tenth, self._tenths.get(status.id, 0))
+        say(
+            "job.progress",
+            jobId=status.id,
+            state=status.state,
+            done=tally.done,
+            total=tally.total,
+            sent=tally.sent,
+            failed=tally.failed,
+        )
 
     async def _compare(self) -> None:
         """Look at every watched job again: a note may have been trimmed, lost or rolled back."""
@@ -351,12 +385,14 @@ class Hub:
 
     async def _tell(self) -> None:
         """Tell the admin's figures of this process; they lapse when it no longer does."""
+        delay_s = 0.0
         while not self._is_closing:
+            await self._clock.sleep(delay_s)
+            delay_s = TELL_S
             try:
                 await self.totals()
             except QueueError as error:
                 self._log.debug("sse.untold", error=str(error))
-            await self._clock.sleep(TELL_S)
 
     async def totals(self) -> tuple[int, int, int]:
         """Return connections, users and events of the last minute, over all API processes.
