@@ -1,0 +1,167 @@
+"""Whole processes that die at the wrong moment: nobody lost, nobody twice."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from shared.archive import Archive, SenderRow
+from shared.clock import Clock
+from shared.embedded.children import is_open
+from shared.ids import Ids
+from shared.queue import Queue
+from shared.sealing import Sealing
+from shared.settings import Settings
+from tests.conftest import Processes
+from tests.integration.test_worker import Bench, numbers
+
+Eventually = Callable[..., Awaitable[Any]]
+FAST = ["--rate", "100000", "--latency", "20", "--no-fsync"]
+WORKER = {"WORKER_LEASE_MS": "2000", "WORKER_TICK_MS": "100", "WORKER_SLOTS": "16"}
+CONCURRENCY = 5
+
+
+class Stack(Bench):
+    """A sandbox and workers as processes of their own."""
+
+    workers: list[Any]
+    processes: Processes
+    origin: str
+
+    def add_worker(self, **extra: str) -> Any:
+        child = self.processes.worker(
+            GRAPH_BASE_URL=self.origin, DRUMBEAT_EXIT_ON_EOF="1", **{**WORKER, **extra}
+        )
+        self.workers.append(child)
+        return child
+
+
+@pytest.fixture
+async def stack(
+    settings: Settings,
+    queue: Queue,
+    archive: Archive,
+    processes: Processes,
+    eventually: Eventually,
+) -> AsyncIterator[Stack]:
+    _, origin, ledger = processes.sandbox(*FAST)
+    await eventually(lambda: is_open(int(origin.rsplit(":", 1)[1])), within_s=20)
+    owner = str(Ids().user_id())
+    await archive.add_user(owner, "a@example.com", "hash", "user")
+    sealed = Sealing(settings.bulk_secret_key).seal("token")
+    for name, rate in (("main", 0.0), ("fast", 400.0), ("steady", 80.0)):
+        await archive.add_sender(SenderRow(f"snd_{name}", name, f"1{rate}", sealed, rate=rate))
+    for i in range(16):
+        await archive.add_sender(SenderRow(f"snd_{i}", f"one-{i}", f"9{i}", sealed, rate=1.0))
+    await queue.give_born(0, "b")
+    made = Stack(queue, archive, ledger, owner)
+    made.workers, made.processes, made.origin = [], processes, origin
+    yield made
+    await processes.stop()
+
+
+async def workers_are_up(stack: Stack, count: int) -> bool:
+    return len((await stack.queue.stats(0, [])).workers) >= count
+
+
+async def sent(stack: Stack, job: str) -> int:
+    return (await stack.status(job)).tally.sent
+
+
+async def test_a_killed_worker_loses_nobody_and_repeats_nobody(
+    stack: Stack, eventually: Eventually
+) -> None:
+    for _ in range(3):
+        stack.add_worker()
+    await eventually(lambda: workers_are_up(stack, 3), within_s=30)
+    job = await stack.submit(numbers(2000, 393331000000), sender="snd_fast")
+
+    async def is_half_way() -> bool:
+        return await sent(stack, job) > 600
+
+    await eventually(is_half_way, within_s=30)
+    await stack.workers[0].kill()
+    await eventually(lambda: stack.is_over(job), within_s=30)
+    status = await stack.status(job)
+    accepted = stack.accepted()
+    assert set(accepted.values()) == {1}, "somebody was messaged twice"
+    assert status.tally.done == 2000
+    assert status.tally.sent + status.tally.unknown == 2000
+    assert len(accepted) >= status.tally.sent
+    assert status.tally.unknown <= 16 * 2 * CONCURRENCY
+    await stack.check(job, eventually)
+
+
+async def test_a_stopped_worker_leaves_nothing_unknown(
+    stack: Stack, eventually: Eventually
+) -> None:
+    for _ in range(2):
+        stack.add_worker()
+    await eventually(lambda: workers_are_up(stack, 2), within_s=30)
+    job = await stack.submit(numbers(1200, 393331000000), sender="snd_fast")
+
+    async def has_begun() -> bool:
+        return await sent(stack, job) > 200
+
+    await eventually(has_begun, within_s=30)
+    await stack.workers[0].stop()
+    await eventually(lambda: stack.is_over(job), within_s=30)
+    status = await stack.status(job)
+    assert (status.tally.sent, status.tally.unknown) == (1200, 0)
+    assert set(stack.accepted().values()) == {1}
+    await stack.check(job, eventually)
+
+
+async def test_ten_behind_many_are_done_within_seconds(
+    stack: Stack, eventually: Eventually
+) -> None:
+    stack.add_worker()
+    await eventually(lambda: workers_are_up(stack, 1), within_s=30)
+    await stack.submit(numbers(20_000, 393331000000), sender="snd_steady")
+    await Clock().sleep(1.5)
+    clock = Clock()
+    start_s = clock.monotonic()
+    small = await stack.submit(numbers(10, 393441000000), sender="snd_steady")
+    await eventually(lambda: stack.is_over(small), within_s=10)
+    # Promised: 3 s after being accepted; the rest is this machine's.
+    assert clock.monotonic() - start_s < 4
+
+
+async def test_slow_senders_do_not_occupy_the_pool(stack: Stack, eventually: Eventually) -> None:
+    stack.add_worker()
+    await eventually(lambda: workers_are_up(stack, 1), within_s=30)
+    for i in range(16):
+        await stack.submit(numbers(100, 393441000000 + 1000 * i), sender=f"snd_{i}")
+    clock = Clock()
+    start_s = clock.monotonic()
+    job = await stack.submit(numbers(1200, 393331000000), sender="snd_fast")
+    await eventually(lambda: stack.is_over(job), within_s=20)
+    # Ideal: 3.0 s at 400/s.
+    assert clock.monotonic() - start_s < 5
+
+
+async def test_a_frozen_worker_is_fenced_and_repeats_nobody(
+    stack: Stack, eventually: Eventually
+) -> None:
+    for _ in range(2):
+        stack.add_worker()
+    await eventually(lambda: workers_are_up(stack, 2), within_s=30)
+    job = await stack.submit(numbers(1600, 393331000000), sender="snd_fast")
+
+    async def has_begun() -> bool:
+        return await sent(stack, job) > 300
+
+    await eventually(has_begun, within_s=30)
+    frozen = stack.workers[0]
+    frozen.send(signal.SIGSTOP)
+    await Clock().sleep(3.0)
+    frozen.send(signal.SIGCONT)
+    await eventually(lambda: stack.is_over(job), within_s=30)
+    assert set(stack.accepted().values()) == {1}
+    assert (await stack.status(job)).tally.done == 1600
+    await asyncio.sleep(0.5)
+    await stack.check(job, eventually)
