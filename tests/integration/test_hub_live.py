@@ -69,12 +69,14 @@ async def submit(queue: Queue) -> str:
     return job
 
 
-def newest(subscription: Subscription) -> Callable[[], Frame | None]:
+def newest(subscription: Subscription, state: str = "") -> Callable[[], Frame | None]:
+    """Return what looks for the newest frame, in this state when one is given."""
+    wanted = f'"state":"{state}'.encode()
     seen: list[Frame] = []
 
     def look() -> Frame | None:
         seen.extend(subscription.take())
-        return seen[-1] if seen else None
+        return seen[-1] if seen and wanted in seen[-1].data else None
 
     return look
 
@@ -86,9 +88,8 @@ async def test_every_watcher_gets_the_same_bytes_and_the_end(
     first, second = hub.subscribe([job]), hub.subscribe([job])
     assert hub.connections == 2
     await queue.control(job, "pause", by="u1", reason="lunch")
-    frame = await eventually(newest(first))
-    assert b'"state":"paused"' in frame.data
-    other = await eventually(newest(second))
+    frame = await eventually(newest(first, "paused"))
+    other = await eventually(newest(second, "paused"))
     assert other.data is frame.data
     await queue.control(job, "resume", by="u1")
     await queue.control(job, "cancel", by="u1")
@@ -115,7 +116,7 @@ async def test_a_change_between_subscribing_and_reading_is_not_told_twice(
     await eventually(subscription.ready.is_set)
     assert subscription.take() == []
     await queue.control(job, "cancel", by="u1")
-    assert (await eventually(newest(subscription))).is_end
+    assert (await eventually(newest(subscription, "cancelled"))).is_end
     hub.unsubscribe(subscription, "end")
 
 
@@ -156,7 +157,7 @@ async def test_an_outage_ends_nothing_and_the_newest_snapshot_follows(
         await queue.control(job, "pause", by="u1")
         await asyncio.sleep(1.2)
         assert subscription.take() == []
-    assert b'"state":"paused"' in (await eventually(newest(subscription))).data
+    assert await eventually(newest(subscription, "paused"))
     hub.unsubscribe(subscription, "client")
 
 
