@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -100,6 +101,14 @@ async def test_a_follower_of_a_killed_api_goes_on_at_another_and_misses_no_numbe
         assert [pair async for pair in client.watch(job, seen[-1][0])] == []
         again = [pair async for pair in client.watch(job)]
         assert [(i, e["type"]) for i, e in again] == [(seen[-1][0], "end")]
+
+        async with client.session.get(f"{two}/jobs/{job}") as response:
+            page = await response.text()
+            assert "script-src 'self'" in response.headers["Content-Security-Policy"]
+        for name in re.findall(r"/static/[^\"]+", page):
+            async with client.session.get(two + name) as response:
+                assert response.status == 200
+                assert "immutable" in response.headers["Cache-Control"]
     assert user
 
 
