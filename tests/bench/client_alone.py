@@ -1,0 +1,37 @@
+"""The Graph client without a queue: what a message costs at least. Prints CPU seconds per 1,000."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+
+import uvloop
+
+from worker.graph import GraphClient
+
+BODY = b'{"messaging_product":"whatsapp","recipient_type":"individual","to":"+%d","type":"text","text":{"body":"hello","preview_url":false}}'  # noqa: E501
+LANES = 64
+
+
+async def run(base_url: str, count: int) -> None:
+    numbers = iter(range(393350000000, 393350000000 + count))
+    async with GraphClient(base_url) as client:
+
+        async def lane() -> None:
+            for number in numbers:
+                answer = await client.send("v22.0", "77", "token", BODY % number)
+                assert answer.kind == "accepted", answer
+
+        await asyncio.gather(*(lane() for _ in range(LANES)))
+
+
+def cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    before = cpu_s()
+    uvloop.run(run(sys.argv[1], int(sys.argv[2])))
+    sys.stdout.write(f"{(cpu_s() - before) * 1000 / int(sys.argv[2]):.4f}\n")
