@@ -265,7 +265,7 @@ def cancel(
 
 
 def send(
-    file: str,
+    file: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
     /,
     *,
     text: str | None = None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import re
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,7 +19,7 @@ from api.client import Client, Event, LostError, Parser
 from shared.archive import Archive, KeyRow, SenderRow
 from shared.clock import Clock
 from shared.ids import Ids
-from tests.conftest import Processes
+from tests.conftest import ROOT, Processes
 
 pytestmark = pytest.mark.usefixtures("settings")
 KEY_ID = "0123456789"
@@ -240,6 +242,50 @@ async def is_refused(http: aiohttp.ClientSession, url: str) -> bool:
 async def status_of_free(http: aiohttp.ClientSession, path: str) -> bool:
     async with http.get(path, headers=HEADERS) as response:
         return response.status == 200
+
+
+async def test_a_file_is_sent_and_followed_from_the_command_line(
+    fast: Processes, user: str, archive: Archive, eventually: Eventually
+) -> None:
+    _, graph, _ = fast.sandbox("--rate", "1000")
+    fast.environ["GRAPH_BASE_URL"] = graph
+    _, url = fast.api()
+    fast.worker()
+    await ready(url, eventually)
+    await eventually(archive.default_sender, within_s=10)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "DRUMBEAT_URL": url, "DRUMBEAT_API_KEY": KEY}
+
+    async def drumbeat(*words: str, stdin: str = "") -> tuple[int | None, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "api.cli.main", *words, env=env, cwd=fast.folder,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await process.communicate(stdin.encode())
+        return process.returncode, out.decode(), err.decode()
+
+    table = "Phone;First name\n+15552000001;Ann\n+15552000002;Bob\n"
+    text = ("--text", "Hello {{first_name}}")
+    code, out, err = await drumbeat("send", "-", *text, "--yes", "--watch", "--strict", stdin=table)
+    assert code == 0, err
+    job = out.split("\n")[0]
+    assert "completed" in out
+    assert "2/2" in out
+    code, out, err = await drumbeat("jobs", "show", job, "--json")
+    assert json.loads(out)["progress"]["sent"] == 2
+    assert (await drumbeat("jobs", "list", "--quiet"))[1] == f"{job}\n"
+    code, out, err = await drumbeat("jobs", "pause", job)
+    assert (code, out) == (1, "")
+    assert "Traceback" not in err
+    assert (await drumbeat("send", "-", *text, stdin=table))[0] == 1
+    assert (await drumbeat("stats"))[0] == 1
+    bad = "phone\n+15552000001\nAnn\n"
+    code, _, err = await drumbeat("send", "-", "--text", "x", "--yes", stdin=bad)
+    assert code == 1
+    assert "/recipients/1" in err
+    env["DRUMBEAT_URL"] = "http://127.0.0.1:1"
+    assert (await drumbeat("jobs", "list"))[0] == 3
+    assert user
 
 
 async def test_a_finished_job_is_known_by_postgresql_alone(
