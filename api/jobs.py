@@ -608,7 +608,9 @@ async def statuses_of(made: Resources, rows: list[JobRow]) -> list[JobStatus | N
 
 def job_of(row: JobRow, status: JobStatus | None, now_ms: int) -> wire.Job:
     """Return a job as its owner sees it, from Redis where it is newer, else from PostgreSQL."""
-    if row.state in FINAL_STATES or status is None:
+    done = row.sent + row.failed + row.skipped + row.cancelled + row.unknown
+    # The end may be logged before a dead log writer's last rows are taken over.
+    if status is None or (row.state in FINAL_STATES and done == row.recipients):
         state = "queued" if row.state == "accepted" else row.state
         if row.state == "accepted" and row.scheduled_ms > now_ms:
             state = "scheduled"

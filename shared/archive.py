@@ -197,7 +197,7 @@ class Recorded(msgspec.Struct, frozen=True):
     Attributes:
         rows: rows written or raised.
         moved: by sender and outcome.
-        ended: (job, version) of every job whose end is committed now.
+        ended: (job, version) of every job of the batch whose end and rows are all committed.
     """
 
     rows: int
@@ -491,7 +491,8 @@ class Archive:
                 columns = [list(column) for column in zip(*rows, strict=True)]
                 moved = await connection.fetch(SQL["upsert_logs"], *columns)
                 await _move(connection, moved)
-            ended = await _set_states(connection, batch)
+            await _set_states(connection, batch)
+            ended = await connection.fetch(SQL["ended"], ids)
         found: dict[tuple[str, str], int] = {}
         for row in moved:
             key = (row["sender"], row["outcome"])
@@ -499,7 +500,7 @@ class Archive:
         return Recorded(
             rows=sum(found.values()),
             moved=[Moved(sender, outcome, n) for (sender, outcome), n in found.items()],
-            ended=ended,
+            ended=[(row["id"], row["version"]) for row in ended],
         )
 
     async def _rows(
@@ -619,8 +620,7 @@ async def _move(connection: asyncpg.pool.PoolConnectionProxy, moved: list[Any]) 
 
 async def _set_states(
     connection: asyncpg.pool.PoolConnectionProxy, batch: list[OutcomeEntry]
-) -> list[tuple[str, int]]:
-    ended = []
+) -> None:
     for entry in batch:
         if entry.kind != "state":
             continue
@@ -628,9 +628,6 @@ async def _set_states(
             SQL["set_state"], entry.job, entry.job_state, entry.version, entry.by, entry.text,
             entry.started_ms, entry.finished_ms, entry.event or None,
         )  # fmt: skip
-        if entry.event:
-            ended.append((entry.job, entry.version))
-    return ended
 
 
 def _user(row: Any) -> UserRow | None:  # noqa: ANN401 - asyncpg's Record

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from shared.archive import Archive
-
 from api import passwords
 from shared import connect, settings
+from shared.archive import Archive
 from shared.ids import Ids
 
 

@@ -60,7 +60,7 @@ async def test_a_higher_rank_replaces_and_counters_follow_what_changed(archive: 
     assert (row.sent, row.unknown, row.failed) == (2, 0, 0)
 
 
-async def test_a_range_takes_its_numbers_from_the_jobs_row(archive: Archive) -> None:
+async def test_a_job_has_ended_only_when_every_recipient_is_logged(archive: Archive) -> None:
     owner = await add_user(archive)
     job = new_job(owner)
     await archive.add_job(job)
@@ -68,12 +68,13 @@ async def test_a_range_takes_its_numbers_from_the_jobs_row(archive: Archive) -> 
     state = OutcomeEntry(
         "8-0", "state", job.id, job_state="cancelled", version=3, event="8-1", finished_ms=8
     )
-    done = await archive.record([entry, state])
-    assert done.ended == [(job.id, 3)]
+    assert (await archive.record([entry, state])).ended == []
+    last = facts(job.id, "9-0", Fact(0, State.SENT, 1))
+    assert (await archive.record([last])).ended == [(job.id, 3)]
     row = await archive.job(job.id, None)
     assert row is not None
     assert (row.cancelled, row.state, row.end_event) == (3, "cancelled", "8-1")
-    assert set(await archive.logged(job.id)) == {1, 2, 3}
+    assert set(await archive.logged(job.id)) == {0, 1, 2, 3}
 
 
 async def test_an_older_state_never_replaces_a_newer_one(archive: Archive) -> None:

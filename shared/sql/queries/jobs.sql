@@ -72,3 +72,8 @@ UPDATE bulk_jobs SET state = $2, version = $3, by_whom = $4, reason = $5,
   started_ms = greatest(started_ms, $6), finished_ms = greatest(finished_ms, $7),
   end_event = coalesce($8, end_event)
 WHERE id = $1 AND version < $3;
+
+-- name: ended
+-- Final, and every recipient logged: a dead writer's rows may come after the end itself.
+SELECT id, version FROM bulk_jobs WHERE id = ANY ($1) AND state IN ('completed', 'cancelled')
+  AND sent + failed + skipped + unknown + cancelled = recipients;
