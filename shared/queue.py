@@ -520,23 +520,30 @@ class Queue:
         return [(j, int(r[0] or 0), int(r[1] or 0)) for j, r in zip(ids, rows, strict=True)]
 
     async def read_outcomes(
-        self, shard: int, consumer: str, count: int = 200, block_ms: int = 500
+        self,
+        shard: int,
+        consumer: str,
+        count: int = 200,
+        block_ms: int = 500,
+        *,
+        given: bool = False,
     ) -> list[OutcomeEntry]:
-        """Take new entries for the archive; wait up to `block_ms` for the first."""
-        client, key = self._archive_reads(shard), keys.outcomes(shard)
+        """Take new entries for the archive; wait up to `block_ms` for the first.
+
+        With `given`, return at once what this consumer was given and never acknowledged: a reply
+        that was lost on its way.
+        """
+        client, key = self._reads[shard], keys.outcomes(shard)
+        start = "0" if given else ">"
 
         async def act() -> list[Any]:
             reply = await client.xreadgroup(
-                keys.GROUP_ARCHIVE, consumer, {key: ">"}, count=count, block=block_ms
+                keys.GROUP_ARCHIVE, consumer, {key: start}, count=count, block=block_ms
             )
             return _entries(reply)
 
         entries = await self._read(shard, act, keys.GROUP_ARCHIVE, key)
         return [_outcome_of(entry, fields) for entry, fields in entries]
-
-    def _archive_reads(self, shard: int) -> Redis:
-        # The pool of this client opens a connection of its own for each blocked reader.
-        return self._reads[shard]
 
     async def claim_stale_outcomes(
         self, shard: int, consumer: str, cursor: str, idle_ms: int = 30_000

@@ -137,6 +137,9 @@ async def settings(valkey: Valkey, environ: dict[str, str]) -> AsyncIterator[Set
     made = settings_module.load(environ, None)
     await import_module("shared.migrate").apply(made)
     yield made
+    # A new one: the test may have killed the server.
+    await client.aclose()
+    client = redis.asyncio.Redis.from_url(valkey.url)
     strays = [name async for name in client.scan_iter(count=1000) if await _is_stray(client, name)]
     await client.aclose()
     assert not strays, f"keys without a lifetime: {strays}"

@@ -81,14 +81,19 @@ class LogWriter:
         await asyncio.gather(*(self._drain(shard) for shard in shards))
 
     async def _follow(self, shard: int, stop: asyncio.Event) -> None:
-        count = _COUNT
+        count, is_lost = _COUNT, False
         while not stop.is_set():
             try:
-                entries = await self._queue.read_outcomes(shard, self._consumer, count, _BLOCK_MS)
+                entries = await self._queue.read_outcomes(
+                    shard, self._consumer, count, _BLOCK_MS, given=is_lost
+                )
             except QueueError as error:
+                # The reply may have been on its way: what it gave is read again first.
+                is_lost = True
                 await self._pause(shard, error)
                 continue
             await self._write(shard, entries, stop)
+            is_lost = is_lost and bool(entries)
             is_behind = len(entries) == count
             count = _COUNT_BEHIND if is_behind else _COUNT
             if entries and not is_behind:

@@ -12,6 +12,8 @@ import pytest
 from shared.archive import Archive, SenderRow
 from shared.clock import Clock
 from shared.embedded.children import is_open
+from shared.embedded.valkey import Valkey
+from shared.errors import QueueError
 from shared.ids import Ids
 from shared.queue import Queue
 from shared.sealing import Sealing
@@ -164,4 +166,64 @@ async def test_a_frozen_worker_is_fenced_and_repeats_nobody(
     assert set(stack.accepted().values()) == {1}
     assert (await stack.status(job)).tally.done == 1600
     await asyncio.sleep(0.5)
+    await stack.check(job, eventually)
+
+
+async def test_valkey_killed_in_mid_job_ends_exact(
+    stack: Stack, valkey: Valkey, eventually: Eventually
+) -> None:
+    for _ in range(2):
+        stack.add_worker()
+    await eventually(lambda: workers_are_up(stack, 2), within_s=30)
+    job = await stack.submit(numbers(1600, 393331000000), sender="snd_fast")
+
+    async def has_begun() -> bool:
+        return await sent(stack, job) > 300
+
+    await eventually(has_begun, within_s=30)
+    assert valkey.child is not None
+    await valkey.child.kill()
+    await Clock().sleep(0.5)
+    await valkey.start()
+
+    async def is_over() -> bool:
+        try:
+            return await stack.is_over(job)
+        except QueueError:
+            return False
+
+    await eventually(is_over, within_s=40)
+    status = await stack.status(job)
+    assert (status.tally.sent, status.tally.unknown) == (1600, 0)
+    assert set(stack.accepted().values()) == {1}
+    await stack.check(job, eventually)
+
+
+async def test_redis_frozen_longer_than_the_lease_makes_nobody_unknown(
+    stack: Stack, valkey: Valkey, eventually: Eventually
+) -> None:
+    for _ in range(2):
+        stack.add_worker()
+    await eventually(lambda: workers_are_up(stack, 2), within_s=30)
+    job = await stack.submit(numbers(1200, 393331000000), sender="snd_fast")
+
+    async def has_begun() -> bool:
+        return await sent(stack, job) > 200
+
+    await eventually(has_begun, within_s=30)
+    assert valkey.child is not None
+    valkey.child.send(signal.SIGSTOP)
+    await Clock().sleep(4.0)
+    valkey.child.send(signal.SIGCONT)
+
+    async def is_over() -> bool:
+        try:
+            return await stack.is_over(job)
+        except QueueError:
+            return False
+
+    await eventually(is_over, within_s=40)
+    status = await stack.status(job)
+    assert (status.tally.sent, status.tally.unknown) == (1200, 0)
+    assert set(stack.accepted().values()) == {1}
     await stack.check(job, eventually)
