@@ -32,7 +32,9 @@ if act == 'pause' then
   become('paused')
 elseif act == 'resume' then
   if state ~= 'paused' then return answer('conflict') end
-  call('HDEL', k, 'trips', 'trip_run', 'trip_code', 'since')
+  call('HDEL', k, 'trips', 'trip_run', 'trip_code')
+  local done = call('HMGET', k, 'sent', 'failed', 'skipped', 'unknown', 'cancelled')
+  call('HSET', k, 'since', int(num(done[1]) + num(done[2]) + num(done[3]) + num(done[4]) + num(done[5])))
   become(num(h[3]) > now and 'scheduled' or (call('HEXISTS', k, 'started_ms') == 1 and 'running' or 'queued'))
   offer(id)
   release(16)

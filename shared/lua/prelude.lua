@@ -81,7 +81,7 @@ local function settle_end(id)
 end
 
 -- Move counters by a table of state -> difference, and what hangs on them.
-local function count(id, sender, delta, reasons)
+local function count(id, sender, delta, reasons, speed, speed_at)
   local k, finished = job_key(id), 0
   local minute = P .. 'minute:' .. int(math.floor(now / 60000))
   for state, n in pairs(delta) do
@@ -89,10 +89,8 @@ local function count(id, sender, delta, reasons)
       call('HINCRBY', k, NAME[state], n)
       if OUTCOME[state] then
         finished = finished + n
-        if n > 0 then
-          call('HINCRBY', minute, NAME[state], n)
-          call('EXPIRE', minute, 90000)
-        end
+        -- Its lifetime is set once: the first count of a field of that minute says so.
+        if n > 0 and call('HINCRBY', minute, NAME[state], n) == n then call('EXPIRE', minute, 90000) end
       end
     end
   end
@@ -100,8 +98,7 @@ local function count(id, sender, delta, reasons)
   if finished ~= 0 then
     call('HINCRBY', sender_key(sender), 'backlog', -finished)
     -- Moving average with a time constant of 5 s.
-    local s = call('HMGET', k, 'speed', 'speed_at')
-    local kept = num(s[1]) * math.exp(-math.max(0, now - num(s[2])) / 5000)
+    local kept = num(speed) * math.exp(-math.max(0, now - num(speed_at)) / 5000)
     call('HSET', k, 'speed', string.format('%.4f', kept + finished / 5), 'speed_at', int(now))
   end
   call('SADD', P .. 'changed', id)

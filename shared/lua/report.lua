@@ -20,7 +20,8 @@ local worker, entry, id, chunk = ARGV[2], ARGV[3], ARGV[4], num(ARGV[5])
 local facts, record, intents, offsets, done = ARGV[6], ARGV[7], ARGV[8], ARGV[11], ARGV[12] == '1'
 local k = job_key(id)
 local owner = owns(worker, entry)
-local h = call('HMGET', k, 'state', 'sender', 'chunk_size', 'recipients', 'expires_ms', 'rate', 'bucket_ms')
+local h = call('HMGET', k, 'state', 'sender', 'chunk_size', 'recipients', 'expires_ms', 'rate', 'bucket_ms', 'trip_run', 'speed',
+               'speed_at')
 if not h[1] then
   if #facts > 0 then
     call('XADD', P .. 'outcomes', '*', 'k', 'facts', 'j', id, 'c', int(chunk), 'z', '0', 'f', facts, 'd', record)
@@ -139,7 +140,7 @@ end
 
 if dirty then
   call('SETRANGE', k .. ':states', int(base), string.char(unpack(bytes)))
-  count(id, sender, delta, reasons)
+  count(id, sender, delta, reasons, h[9], h[10])
 end
 if #kept > 0 then
   call('XADD', P .. 'outcomes', '*', 'k', 'facts', 'j', id, 'c', int(chunk), 'z', int(size),
@@ -176,15 +177,15 @@ if paid_later > 0 then
 end
 
 -- The breaker, whatsapp 6.3: 20 equal content errors in a row, or 50 that are half of all.
-if #kept > 0 and (trips > 0 or others > 0) then
-  local b = call('HMGET', k, 'trip_code', 'trips', 'trip_run', 'since')
-  local total, run = num(b[2]), num(b[3])
+if trips > 0 or (others > 0 and num(h[8]) > 0) then
+  local b = call('HMGET', k, 'trip_code', 'trips', 'since', 'sent', 'failed', 'skipped', 'unknown', 'cancelled')
+  local total, run = num(b[2]), num(h[8])
   if trip_reason and b[1] ~= int(trip_reason) then total, run = 0, 0 end
   if others > 0 then run = 0 end
   run, total = run + run_now, total + trips
-  local since = num(b[4]) + #kept
   call('HSET', k, 'trip_code', trip_reason and int(trip_reason) or (b[1] or ''), 'trips', int(total),
-       'trip_run', int(run), 'since', int(since))
+       'trip_run', int(run))
+  local since = num(b[4]) + num(b[5]) + num(b[6]) + num(b[7]) + num(b[8]) - num(b[3])
   if running and (run >= 20 or (total >= 50 and total * 2 >= since)) then
     call('HSET', k, 'by', 'system', 'reason', 'breaker:' .. (trip_reason and int(trip_reason) or b[1] or ''))
     set_state(id, 'paused')
@@ -207,11 +208,11 @@ if owner and done then
     call('HSET', sender_key(sender), 'latency_ms', int(mean))
   end
 end
-state = settle_end(id)
+if #kept > 0 or #ranges > 0 then state = settle_end(id) end
 if owner and done then
   offer(id)
   join(sender)
+  release(4)
 end
-release(4)
 if blocked == 0 then blocked = num(call('HGET', sender_key(sender), 'blocked_until')) end
 return {owner and '1' or '0', state, int(applied), int(blocked)}
