@@ -227,3 +227,22 @@ async def test_redis_frozen_longer_than_the_lease_makes_nobody_unknown(
     assert (status.tally.sent, status.tally.unknown) == (1200, 0)
     assert set(stack.accepted().values()) == {1}
     await stack.check(job, eventually)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_fifty_thousand_are_each_sent_exactly_once(
+    stack: Stack, eventually: Eventually
+) -> None:
+    _, stack.origin, stack.ledger = stack.processes.sandbox(
+        "--rate", "1000000", "--latency", "0", "--no-fsync"
+    )
+    await eventually(lambda: is_open(int(stack.origin.rsplit(":", 1)[1])), within_s=20)
+    stack.add_worker(WORKER_SLOTS="64")
+    await eventually(lambda: workers_are_up(stack, 1), within_s=30)
+    job = await stack.submit(numbers(50_000, 393331000000))
+    await eventually(lambda: stack.is_over(job), within_s=120, every_s=0.2)
+    accepted = stack.accepted()
+    assert (len(accepted), set(accepted.values())) == (50_000, {1})
+    assert (await stack.status(job)).tally.sent == 50_000
+    await stack.check(job, eventually)
