@@ -32,7 +32,7 @@ test: ## unit and integration tests on real Valkey and PostgreSQL
 
 test-fast: ## the queue door's tests on fakeredis, no server, < 20 s
 	@$(DEV)
-	DRUMBEAT_TESTS=fake $(BIN)/pytest tests/unit tests/integration -m "not redis" $(ARGS)
+	DRUMBEAT_TESTS=fake $(BIN)/pytest tests/unit tests/integration/test_queue_core.py -m "not redis" $(ARGS)
 
 test-all: ## everything, the slow tests and deploy-check too
 	@$(DEV)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import fakeredis
 import msgspec
 import pytest
 import redis.asyncio
 
 from shared import settings as settings_module
 from shared.clock import Clock
-from shared.embedded.valkey import Valkey
 from shared.ids import Ids
 from shared.models import (
     Chunk,
@@ -27,30 +27,41 @@ from shared.models import (
     state_of,
 )
 from shared.queue import Queue
+from shared.settings import Settings
+from tests.conftest import IS_FAKE
 
 SECRET = "0123456789abcdef0123456789abcdef"  # noqa: S105 - a test's
 MESSAGE = b'{"kind":"text","text":{"body":"hello"}}'
 
 
-@pytest.fixture
-async def raw(valkey: Valkey) -> AsyncIterator[redis.asyncio.Redis]:
-    client = redis.asyncio.Redis.from_url(valkey.url)
-    await client.flushall()
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-async def queue(valkey: Valkey, raw: redis.asyncio.Redis) -> AsyncIterator[Queue]:
-    assert raw
+def settings_for(url: str) -> Settings:
     environ = {
-        "REDIS_URL": valkey.url,
+        "REDIS_URL": url,
         "DATABASE_URL": "postgresql://nobody@127.0.0.1/none",
         "BULK_SECRET_KEY": SECRET,
         "WORKER_BLOCK_MS": "50",
         "WORKER_LEASE_MS": "2000",
     }
-    opened = await Queue.open(settings_module.load(environ, None))
+    return settings_module.load(environ, None)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    return "" if IS_FAKE else request.getfixturevalue("valkey").url
+
+
+@pytest.fixture
+async def queue(url: str) -> AsyncIterator[Queue]:
+    """The door on Valkey; on fakeredis where no server may run (`make test-fast`)."""
+    if IS_FAKE:
+        server = fakeredis.FakeServer(version=(7, 4))
+        clients = [fakeredis.FakeAsyncRedis(server=server) for _ in range(3)]
+        settings = settings_for("redis://127.0.0.1:1")
+        opened = Queue(settings, [clients[0]], [clients[1]], clients[2], shebang=False)
+    else:
+        async with redis.asyncio.Redis.from_url(url) as client:
+            await client.flushall()
+        opened = await Queue.open(settings_for(url))
     await opened.give_born(0, "b1")
     await opened.prepare(0)
     yield opened
@@ -257,14 +268,15 @@ async def test_a_late_claim_pays_again_or_goes_back(queue: Queue) -> None:
     assert all(isinstance(b, Go) or (isinstance(b, Refused) and b.why == "back") for b in begun)
 
 
-async def test_a_shard_without_born_says_wiped(queue: Queue, raw: redis.asyncio.Redis) -> None:
-    await raw.flushall()
+async def test_a_shard_without_born_says_wiped(queue: Queue) -> None:
+    await queue.visitors.flushall()
     assert (await queue.tick(0, "w1", slots=1)).wiped
     await queue.prepare(0)
     await queue.give_born(0, "b2")
     assert not (await queue.tick(0, "w1", slots=1)).wiped
 
 
+@pytest.mark.redis
 async def test_another_run_id_holds_the_shard_until_workers_have_told(queue: Queue) -> None:
     await add_sender(queue)
     await submit(queue, 1)
@@ -280,14 +292,16 @@ async def test_another_run_id_holds_the_shard_until_workers_have_told(queue: Que
     assert isinstance((await queue.begin("w1", claims))[0], Go)
 
 
-async def test_leaving_puts_everything_back(queue: Queue, raw: redis.asyncio.Redis) -> None:
+async def test_leaving_puts_everything_back(queue: Queue) -> None:
     await add_sender(queue)
     await submit(queue, 100)
     await queue.tick(0, "w1", slots=4)
     assert len(await queue.claim(0, "w1", 64, 50)) == 2
     assert await queue.leave(0, "w1")
     assert len(await take(queue, "w2")) == 2
-    assert {c["name"] for c in await raw.xinfo_consumers("{s0}:ready", "workers")} == {b"w2"}
+    assert {c["name"] for c in await queue.visitors.xinfo_consumers("{s0}:ready", "workers")} == {
+        b"w2"
+    }
 
 
 async def test_restoring_a_job_sends_only_what_is_pending(queue: Queue) -> None:

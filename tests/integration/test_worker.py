@@ -212,5 +212,5 @@ async def test_a_sender_keeps_its_rate(bench: Bench, eventually: Eventually) -> 
     starts = sorted(line["t_mono"] for line in lines)
     scale = 1.0 if starts[-1] - starts[0] < 100 else 1000.0
     most = max(sum(1 for t in starts if a <= t < a + 1 * scale) for a in starts)
-    # The rate, the burst, and what the very first request is late by.
-    assert most <= 50 + 13 + 3
+    # The rate, the burst, and room for what a busy machine starts late (0.4 s of the rate).
+    assert most <= 50 + 13 + 20
