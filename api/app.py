@@ -124,17 +124,6 @@ def runner_of(app: web.Application, settings: Settings) -> Runner:
     )
 
 
-async def _refuse_volatile(made: Resources) -> None:
-    if made.settings.allow_volatile:
-        return
-    info = await made.queue.server_info()
-    if not info.is_aof or info.policy != "noeviction":
-        raise SettingsError(
-            "REDIS_URL: this server may lose jobs: it needs `appendonly yes` and "
-            "`maxmemory-policy noeviction`; ALLOW_VOLATILE=1 accepts it as it is"
-        )
-
-
 async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop`, then drain: readyz 503, `bye` to streams, requests in hand ≤ 10 s.
 
@@ -145,7 +134,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
         made = await open_resources(settings, stack, registry)
-        await _refuse_volatile(made)
+        await made.queue.require_durable()
         checks = health.ready_checks(made)
         await stack.enter_async_context(
             management.serve(

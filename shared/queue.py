@@ -20,7 +20,7 @@ from redis.exceptions import (
 from shared import keys
 from shared.clock import Clock
 from shared.connect import open_redis
-from shared.errors import QueueError
+from shared.errors import QueueError, SettingsError
 from shared.models import (
     Begun,
     Chunk,
@@ -641,6 +641,23 @@ class Queue:
             policy=str(info.get("maxmemory_policy", "")),
             is_persistence_ok=info.get("aof_last_write_status", "ok") == "ok",
         )
+
+    async def require_durable(self) -> None:
+        """Refuse a server that may forget what it was told (pitfalls V1).
+
+        Raises:
+            SettingsError: no append-only file, or keys may be evicted, and ALLOW_VOLATILE is not
+                set. The process must not start.
+        """
+        if self.settings.allow_volatile:
+            return
+        for shard in range(self.shards):
+            info = await self.server_info(shard)
+            if not info.is_aof or info.policy != "noeviction":
+                raise SettingsError(
+                    "REDIS_URL: this server may lose jobs: it needs `appendonly yes` and "
+                    "`maxmemory-policy noeviction`; ALLOW_VOLATILE=1 accepts it as it is"
+                )
 
     async def stats(self, shard: int, minutes: list[int]) -> ShardStats:
         """Return what a shard is doing; `minutes` are epoch minutes. Two pipelines."""

@@ -13,7 +13,7 @@ from shared import logs, management
 from shared.archive import Archive, SenderRow
 from shared.clock import Clock
 from shared.connect import open_postgres
-from shared.errors import QueueError, SettingsError
+from shared.errors import QueueError
 from shared.ids import Ids
 from shared.metrics import WorkerMetrics
 from shared.queue import Queue
@@ -47,7 +47,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         queue = await Queue.open(settings)
         stack.push_async_callback(queue.close)
-        await refuse_volatile(queue, settings)
+        await queue.require_durable()
         pool = await open_postgres(settings)
         stack.push_async_callback(pool.close)
         archive = Archive(pool)
@@ -145,22 +145,6 @@ async def _stay_off(tools: Tools, stop: asyncio.Event) -> None:
         await tools.clock.sleep(_OFF_EVERY_S)
     for shard in range(tools.queue.shards):
         await tools.queue.switch(shard, name, 0)
-
-
-async def refuse_volatile(queue: Queue, settings: Settings) -> None:
-    """Refuse a Redis that may forget what it was told (pitfalls V1).
-
-    Raises:
-        SettingsError: no append-only file, or keys may be evicted; ALLOW_VOLATILE=1 accepts it.
-    """
-    info = await queue.server_info()
-    if settings.allow_volatile or (info.is_aof and info.policy == "noeviction"):
-        return
-    raise SettingsError(
-        "REDIS_URL: the server may lose jobs: it needs `appendonly yes` and "
-        f"`maxmemory-policy noeviction` (it has {info.policy}, AOF {info.is_aof}); "
-        "set ALLOW_VOLATILE=1 to accept that"
-    )
 
 
 async def ensure_default(archive: Archive, settings: Settings, sealing: Sealing, ids: Ids) -> None:

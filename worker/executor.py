@@ -43,7 +43,6 @@ FACTS_AGE_S: Final = 0.25  # facts are told at the latest so long after the answ
 POISON_FROM: Final = 3  # from this delivery on a claim runs with windows of one
 _REPORT_PAUSE_S: Final = 0.5
 _MESSAGES_MAX: Final = 256
-_CAUSES: Final = frozenset({"timeout", "reset", "bad_reply"})
 _OUTCOME_LABEL: Final = {
     "accepted": "ok",
     "rejected": "4xx",
@@ -384,8 +383,6 @@ class Executor:
             metrics.attempt_unsent.inc()
         elif answer.kind == "unknown":
             metrics.attempt_lost.inc()
-            cause = answer.why if answer.why in _CAUSES else "bad_reply"
-            metrics.unknown_total.labels(cause).inc()
         else:
             metrics.attempt_refused.inc()
         if decision.kind == "retry":

@@ -12,6 +12,7 @@ import redis.asyncio
 
 from shared import settings as settings_module
 from shared.clock import Clock
+from shared.errors import SettingsError
 from shared.ids import Ids
 from shared.models import (
     Chunk,
@@ -319,3 +320,14 @@ async def test_restoring_a_job_sends_only_what_is_pending(queue: Queue) -> None:
     status = (await queue.statuses([job]))[0]
     assert status is not None
     assert (status.state, status.tally.sent, status.tally.unknown) == ("completed", 3, 1)
+
+
+@pytest.mark.redis
+async def test_a_server_that_may_lose_jobs_is_refused(queue: Queue) -> None:
+    await queue.require_durable()
+    await queue.visitors.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(SettingsError, match="noeviction"):
+            await queue.require_durable()
+    finally:
+        await queue.visitors.config_set("maxmemory-policy", "noeviction")
