@@ -273,7 +273,8 @@ class Reported(msgspec.Struct, frozen=True):
 
     Attributes:
         is_owner: False: the claim has another owner; start nothing more, tell facts to the end.
-        job_state: the job's state; `gone` when its keys are no longer there.
+        job_state: the job's state; `gone` when its keys are no longer there, `expired` when its
+            deadline has passed: then, as in any state but running or queued, nothing may start.
         applied: how many bytes the facts changed.
         blocked_until_ms: when the sender may release again, server clock; 0 = now.
     """

@@ -284,6 +284,9 @@ class Executor:
             self._is_owner = False
         if not reported.is_owner or reported.job_state not in ("running", "queued"):
             self._is_stopping = True
+            # The breaker may have paused the job in the very call that noted them.
+            for x in take:
+                self._note(Fact(x.index, State.PENDING, x.attempt), None)
         elif take:
             # Only what is noted may leave: an intent nobody stored is a message nobody knows of.
             air = self._t.pulse.in_the_air.setdefault(self._claim.entry, {})

@@ -13,7 +13,7 @@
 -- Writes   P job:<id>, P job:<id>:states, P job:<id>:again, P job:<id>:chunks, P sender:<id>,
 --          P sender:<id>:jobs, P ready, P outcomes, P events, P changed, P minute:<n>, P turns,
 --          P timers, P low
--- Returns  {owner, job state | gone, applied, blocked_until}
+-- Returns  {owner, job state | gone | expired, applied, blocked_until}
 -- Repeat   finds no difference: no change but times
 -- Cost     O(facts + intents), at done O(recipients of the chunk)
 local worker, entry, id, chunk = ARGV[2], ARGV[3], ARGV[4], num(ARGV[5])
@@ -215,4 +215,6 @@ if owner and done then
   release(4)
 end
 if blocked == 0 then blocked = num(call('HGET', sender_key(sender), 'blocked_until')) end
+-- A running job past its deadline took no intents: its word must not sound like go.
+if not running and (state == 'running' or state == 'queued') then state = 'expired' end
 return {owner and '1' or '0', state, int(applied), int(blocked)}

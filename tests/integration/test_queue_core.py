@@ -331,3 +331,17 @@ async def test_a_server_that_may_lose_jobs_is_refused(queue: Queue) -> None:
             await queue.require_durable()
     finally:
         await queue.visitors.config_set("maxmemory-policy", "noeviction")
+
+
+async def test_an_expired_job_takes_no_intents_and_says_so(queue: Queue) -> None:
+    await add_sender(queue)
+    deadline = Clock().now_ms() + 400
+    job = await submit(queue, 2, expires_ms=deadline)
+    [(claim, _)] = await take(queue)
+    while Clock().now_ms() <= deadline + 50:
+        await Clock().sleep(0.05)
+    told = await queue.report("w1", claim, intents=Intent(0, 1).pack())
+    assert told.job_state == "expired"
+    assert await queue.states(job) == bytes(2)
+    await queue.report("w1", claim, done=True)
+    assert set(await queue.states(job)) == {State.SKIPPED}

@@ -214,3 +214,22 @@ async def test_a_sender_keeps_its_rate(bench: Bench, eventually: Eventually) -> 
     most = max(sum(1 for t in starts if a <= t < a + 1 * scale) for a in starts)
     # The rate, the burst, and room for what a busy machine starts late (0.4 s of the rate).
     assert most <= 50 + 13 + 20
+
+
+async def test_many_equal_content_errors_pause_the_job_and_leave_no_doubt(
+    bench: Bench, eventually: Eventually
+) -> None:
+    # 131008 for each: the breaker opens at twenty in a row.
+    job = await bench.submit([15550008008 + 10_000 * i for i in range(300)])
+
+    async def is_paused() -> bool:
+        status = await bench.status(job)
+        return status.state == "paused" and status.tally.in_flight == 0
+
+    await eventually(is_paused, within_s=20)
+    status = await bench.status(job)
+    assert status.by == "system"
+    assert status.reason.startswith("breaker")
+    assert status.tally.unknown == 0
+    assert 20 <= status.tally.failed < 300
+    assert status.tally.failed + status.tally.queued == 300
