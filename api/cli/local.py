@@ -23,7 +23,9 @@ from shared.clock import Clock
 from shared.embedded.children import Child, ChildError, free_port, is_open, reap
 from shared.embedded.postgres import Postgres
 from shared.embedded.valkey import Valkey
+from shared.errors import SettingsError
 from shared.ids import Ids
+from shared.settings import Settings, load
 
 EMAIL: Final = "admin@localhost"
 _READY_S: Final = 30
@@ -36,15 +38,17 @@ class Local:
     """Servers, sandbox, API and workers, each a child of this process.
 
     Args:
-        home: where everything is kept, 0700.
+        settings: as the servers read them, from the environment and `.env`.
         port: of the API; taken: another one, and it is said.
-        env: variables for the children on top of the environment.
+        env: variables for the children, above those that they read themselves.
     """
 
-    def __init__(self, home: Path, port: int, env: dict[str, str]) -> None:
+    def __init__(self, settings: Settings, port: int, env: dict[str, str]) -> None:
         """Start nothing yet."""
+        home = Path(settings.drumbeat_home)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.home = home.resolve()
+        self._settings = settings
         self.port = free_port(port)
         if port not in (0, self.port):
             _say.print(f"port {port} is taken; this is {self.port}")
@@ -57,22 +61,29 @@ class Local:
         self._postgres: Postgres | None = None
         self._clock = Clock()
         self._kept = self._secrets()
-        given = dict(os.environ)  # noqa: TID251 - children get the environment as it came
-        self.env = {
-            **given,
-            "BULK_SECRET_KEY": given.get("BULK_SECRET_KEY") or self._kept["secret"],
-            "API_PORT": str(self.port),
-            "PUBLIC_URL": self.url,
-            "BULK_SUBMITS_PER_HOUR_IP": "0",
-            "DRUMBEAT_EXIT_ON_EOF": "1",
-            "PYTHONUNBUFFERED": "1",
+        # They get the environment as it came and read `.env` themselves.
+        self.env = dict(os.environ)  # noqa: TID251 - see above
+        self._set(
+            API_PORT=str(self.port),
+            PUBLIC_URL=self.url,
+            BULK_SUBMITS_PER_HOUR_IP="0",
+            DRUMBEAT_EXIT_ON_EOF="1",
+            PYTHONUNBUFFERED="1",
             **env,
-        }
+        )
+        if not settings.bulk_secret_key:
+            self._set(BULK_SECRET_KEY=self._kept["secret"])
 
     @property
     def password(self) -> str:
         """Return the admin's password; it is good on this machine only."""
         return self._kept["password"]
+
+    def _set(self, **values: str) -> None:
+        """Set variables of the children, and drop the other way each may have been given."""
+        self.env.update(values)
+        for name in values:
+            self.env.pop(f"{name}_FILE", None)
 
     def _secrets(self) -> dict[str, str]:
         path = self.home / "secrets.json"
@@ -93,9 +104,12 @@ class Local:
         self.user_id = (await self._run("api.cli.seed", EMAIL, stdin=self.password)).strip()
         if sandbox is not None:
             port = free_port()
-            self.env["GRAPH_BASE_URL"] = f"http://127.0.0.1:{port}"
-            self.env.setdefault("WHATSAPP_PHONE_NUMBER_ID", "100000000000001")
-            self.env.setdefault("WHATSAPP_ACCESS_TOKEN", "sandbox-token")
+            self._set(GRAPH_BASE_URL=f"http://127.0.0.1:{port}")
+            if self._settings.whatsapp_phone_number_id is None:
+                self._set(
+                    WHATSAPP_PHONE_NUMBER_ID="100000000000001",
+                    WHATSAPP_ACCESS_TOKEN="sandbox-token",  # noqa: S106 - the sandbox takes any
+                )
             words = ["--port", str(port), "--ledger", str(self.ledger), *sandbox]
             await self._listening(self._child("sandbox", "worker.sandbox", words), port)
         api = self._child("api", "api", METRICS_PORT=str(free_port()))
@@ -149,20 +163,20 @@ class Local:
         sys.stdout.flush()
 
     async def _start_valkey(self) -> None:
-        if not self.env.get("REDIS_URL"):
+        if self._settings.redis_url is None:
             self._valkey = Valkey(self.home / "valkey")
             await self._valkey.start()
-            self.env["REDIS_URL"] = self._valkey.url
+            self._set(REDIS_URL=self._valkey.url)
 
     async def _start_postgres(self) -> None:
-        if not self.env.get("DATABASE_URL"):
+        if self._settings.database_url is None:
             if os.geteuid() == 0:
                 # PostgreSQL runs as uid 65534 then, and must pass; nobody else may.
                 os.chown(self.home, 0, 65534)
                 self.home.chmod(0o710)
             self._postgres = Postgres(self.home / "postgres")
             await self._postgres.start()
-            self.env["DATABASE_URL"] = self._postgres.url
+            self._set(DATABASE_URL=self._postgres.url)
 
     async def _run(self, module: str, *words: str, stdin: str = "") -> str:
         process = await asyncio.create_subprocess_exec(
@@ -313,7 +327,7 @@ def demo(
     recipients: int = 2000,
     rate: float = 400,
     fail: str = "2%",
-    port: int = 3000,
+    port: int | None = None,
     keep: bool = False,
 ) -> int:
     """Start everything, send a demo campaign, kill a worker half way, sum up.
@@ -322,15 +336,15 @@ def demo(
         recipients: how many, at most 2,000.
         rate: messages per second.
         fail: share of numbers that the sandbox refuses.
-        port: of the API.
+        port: of the API; API_PORT.
         keep: go on running afterwards.
     """
-    env = {
-        "WORKER_LEASE_MS": "3000",
-        "BULK_BATCH_SIZE": "50",
-        "BULK_PAUSE_MS": str(round(50_000 / rate)),
-    }
-    local = Local(_home(), port, env)
+    settings = load()
+    if settings.disable_bulk_messaging:
+        raise SettingsError("DISABLE_BULK_MESSAGING: is set, so the demo would send nothing")
+    pause_ms = round(settings.bulk_batch_size * 1000 / rate)
+    env = {"WORKER_LEASE_MS": "3000", "BULK_PAUSE_MS": str(pause_ms)}
+    local = Local(settings, settings.api_port if port is None else port, env)
     work = _demo(local, recipients, rate, fail, keep=keep)
     return asyncio.run(_guarded(work))
 
@@ -350,18 +364,17 @@ async def _up(local: Local, workers: int, sandbox: list[str] | None) -> int:
     return 0
 
 
-def up(*, workers: int = 2, port: int = 3000, sandbox: bool = True) -> int:
+def up(*, workers: int = 2, port: int | None = None, sandbox: bool = True) -> int:
     """Run the whole system until Ctrl-C; what dies is restarted.
 
     Args:
         workers: how many processes.
-        port: of the API.
+        port: of the API; API_PORT.
         sandbox: send to the pretend Graph API; `--no-sandbox` sends real messages.
     """
-    local = Local(_home(), port, {})
+    settings = load()
+    local = Local(settings, settings.api_port if port is None else port, {})
+    if settings.disable_bulk_messaging:
+        _say.print("DISABLE_BULK_MESSAGING is set: jobs are refused and nothing is sent")
     words = ["--no-pair-limit"] if sandbox else None
     return asyncio.run(_guarded(_up(local, workers, words)))
-
-
-def _home() -> Path:
-    return Path(os.environ.get("DRUMBEAT_HOME", ".demo"))  # noqa: TID251 - before any settings
