@@ -21,7 +21,7 @@ from shared.ids import Ids
 from shared.models import Chunk, JobSpec
 from shared.queue import Queue
 from tests.conftest import ROOT
-from tests.e2e.test_deaths import Stack, stack, workers_are_up
+from tests.e2e.stack import Stack, stack, workers_are_up
 from tests.integration.test_worker import MESSAGE, numbers
 
 pytestmark = pytest.mark.slow
@@ -82,7 +82,7 @@ async def raw(valkey: Valkey) -> AsyncIterator[redis.asyncio.Redis]:
 async def test_bytes_of_a_queued_recipient(
     queue: Queue, archive: Archive, raw: redis.asyncio.Redis
 ) -> None:
-    assert archive
+    assert archive is not None
     await queue.give_born(0, "b")
     before = (await raw.info("memory"))["used_memory"]
     count, size = 50_000, 50

@@ -4,74 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import pytest
 
-from shared.archive import Archive, SenderRow
 from shared.clock import Clock
 from shared.embedded.children import is_open
 from shared.embedded.valkey import Valkey
 from shared.errors import QueueError
-from shared.ids import Ids
-from shared.queue import Queue
-from shared.sealing import Sealing
-from shared.settings import Settings
-from tests.conftest import Processes
-from tests.integration.test_worker import Bench, numbers
-
-Eventually = Callable[..., Awaitable[Any]]
-FAST = ["--rate", "100000", "--latency", "20", "--no-fsync"]
-WORKER = {"WORKER_LEASE_MS": "2000", "WORKER_TICK_MS": "100", "WORKER_SLOTS": "16"}
-CONCURRENCY = 5
-
-
-class Stack(Bench):
-    """A sandbox and workers as processes of their own."""
-
-    workers: list[Any]
-    processes: Processes
-    origin: str
-
-    def add_worker(self, **extra: str) -> Any:
-        child = self.processes.worker(
-            GRAPH_BASE_URL=self.origin, DRUMBEAT_EXIT_ON_EOF="1", **{**WORKER, **extra}
-        )
-        self.workers.append(child)
-        return child
-
-
-@pytest.fixture
-async def stack(
-    settings: Settings,
-    queue: Queue,
-    archive: Archive,
-    processes: Processes,
-    eventually: Eventually,
-) -> AsyncIterator[Stack]:
-    _, origin, ledger = processes.sandbox(*FAST)
-    await eventually(lambda: is_open(int(origin.rsplit(":", 1)[1])), within_s=20)
-    owner = str(Ids().user_id())
-    await archive.add_user(owner, "a@example.com", "hash", "user")
-    sealed = Sealing(settings.bulk_secret_key).seal("token")
-    for name, rate in (("main", 0.0), ("fast", 400.0), ("steady", 80.0)):
-        await archive.add_sender(SenderRow(f"snd_{name}", name, f"1{rate}", sealed, rate=rate))
-    for i in range(16):
-        await archive.add_sender(SenderRow(f"snd_{i}", f"one-{i}", f"9{i}", sealed, rate=1.0))
-    await queue.give_born(0, "b")
-    made = Stack(queue, archive, ledger, owner)
-    made.workers, made.processes, made.origin = [], processes, origin
-    yield made
-    await processes.stop()
-
-
-async def workers_are_up(stack: Stack, count: int) -> bool:
-    return len((await stack.queue.stats(0, [])).workers) >= count
-
-
-async def sent(stack: Stack, job: str) -> int:
-    return (await stack.status(job)).tally.sent
+from tests.e2e.stack import CONCURRENCY, Eventually, Stack, sent, workers_are_up
+from tests.integration.test_worker import numbers
 
 
 async def test_a_killed_worker_loses_nobody_and_repeats_nobody(
