@@ -276,13 +276,11 @@ class Reported(msgspec.Struct, frozen=True):
         job_state: the job's state; `gone` when its keys are no longer there, `expired` when its
             deadline has passed: then, as in any state but running or queued, nothing may start.
         applied: how many bytes the facts changed.
-        blocked_until_ms: when the sender may release again, server clock; 0 = now.
     """
 
     is_owner: bool
     job_state: str
     applied: int
-    blocked_until_ms: int
 
 
 class Ticked(msgspec.Struct, frozen=True):

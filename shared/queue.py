@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import struct
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
@@ -18,6 +20,7 @@ from redis.exceptions import (
 )
 
 from shared import keys
+from shared.batch import Batch
 from shared.clock import Clock
 from shared.connect import open_redis
 from shared.errors import QueueError, SettingsError
@@ -48,10 +51,11 @@ from shared.settings import Settings
 # A script may run twice, so the door repeats it: at most 3 tries within 2 s (pitfalls R1).
 TRIES: Final = 3
 _PAUSES_S: Final = (0.1, 0.5)
-SPEED_TAU_MS: Final = 5000  # time constant of the moving average in prelude.lua
+SPEED_TAU_MS: Final = 5000  # time constant of the moving average in parts/states.lua
 _REFUSALS: Final = ("OOM", "READONLY", "LOADING", "MISCONF", "NOAUTH", "WRONGPASS", "NOPERM")
 _decode_chunk: Final = msgspec.msgpack.Decoder(Chunk).decode
 _T = TypeVar("_T")
+_Call = tuple[str, list[Argument]]
 
 
 def _text(value: object) -> str:
@@ -108,6 +112,9 @@ class Queue:
         self._reads = reads
         self._clock = Clock()
         self._scripts = {name: Script(name, shebang=shebang) for name in NAMES}
+        self._batches: list[Batch[_Call, Any]] = [
+            Batch(partial(self._trip, shard)) for shard in range(self.shards)
+        ]
 
     @classmethod
     async def open(cls, settings: Settings) -> Queue:
@@ -146,24 +153,23 @@ class Queue:
         full: list[Argument] = [keys.tag(shard), *args]
         return await self._try(lambda: script.run(client, [keys.gate(shard)], full))
 
-    async def _run_many(self, name: str, shard: int, calls: list[list[Argument]]) -> list[Any]:
-        """Run one script many times in one pipeline; each result is looked at by itself."""
-        script, client, gate = self._scripts[name], self._commands[shard], keys.gate(shard)
-        tag = keys.tag(shard)
+    async def _trip(self, shard: int, calls: Sequence[_Call]) -> list[Any]:
+        """Run scripts in one pipeline; each result is looked at by itself."""
+        client, gate, tag = self._commands[shard], keys.gate(shard), keys.tag(shard)
 
         async def act() -> list[Any]:
             pipe = client.pipeline(transaction=False)
-            for args in calls:
-                pipe.evalsha(script.sha, 1, gate, tag, *args)
+            for name, args in calls:
+                pipe.evalsha(self._scripts[name].sha, 1, gate, tag, *args)
             results = await pipe.execute(raise_on_error=False)
             for i, result in enumerate(results):
                 if isinstance(result, NoScriptError):
-                    results[i] = await client.eval(script.text, 1, gate, tag, *calls[i])
-                elif isinstance(result, Exception):
-                    raise result
+                    name, args = calls[i]
+                    results[i] = await client.eval(self._scripts[name].text, 1, gate, tag, *args)
             return list(results)
 
-        return await self._try(act)
+        results = await self._try(act)
+        return [_error_of(x) if isinstance(x, Exception) else x for x in results]
 
     async def visit(self, script: Script, names: list[str], args: list[Argument]) -> object:
         """Run a script about visitors (`api.sessions`); its keys carry the tag `{v}`."""
@@ -400,8 +406,12 @@ class Queue:
         """Ask for each claim of one shard whether, when and with what it may start."""
         if not claims:
             return []
-        calls: list[list[Argument]] = [[worker, c.entry, c.job, c.chunk] for c in claims]
-        replies = await self._run_many("begin", claims[0].shard, calls)
+        replies = await asyncio.gather(
+            *(
+                self._batches[c.shard].run(("begin", [worker, c.entry, c.job, c.chunk]))
+                for c in claims
+            )
+        )
         return [_begun(reply) for reply in replies]
 
     async def report(
@@ -428,24 +438,12 @@ class Queue:
             latency_ms: mean answer time, with `done`.
             done: close the claim; every `retry` and `pending` is in `facts` with its due.
         """
-        reply = await self._run(
-            "report",
-            claim.shard,
-            worker,
-            claim.entry,
-            claim.job,
-            claim.chunk,
-            facts,
-            record,
-            intents,
-            "" if throttled_ms is None else throttled_ms,
-            latency_ms,
-            claim.offsets,
-            int(done),
-        )
-        return Reported(
-            _text(reply[0]) == "1", _text(reply[1]), int(reply[2]), int(float(reply[3]))
-        )
+        throttled: Argument = "" if throttled_ms is None else throttled_ms
+        rest: list[Argument] = [claim.offsets, latency_ms] if done else [intents]
+        args: list[Argument] = [worker, claim.entry, claim.job, claim.chunk, facts, record]
+        call = ("close" if done else "report", [*args, throttled, *rest])
+        reply = await self._batches[claim.shard].run(call)
+        return Reported(_text(reply[0]) == "1", _text(reply[1]), int(reply[2]))
 
     async def tick(
         self,

@@ -1,4 +1,5 @@
 --- PostgreSQL has committed the job's end: from now on its keys may go.
+-- Needs    ends
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  job id      ARGV[3]  version of the end     ARGV[4]  TTL, s

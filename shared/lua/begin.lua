@@ -1,9 +1,10 @@
 --- Look at a claim before sending: is it still mine, may it start, when, what is left of it?
+-- Needs    gate, claims, buckets
 --
 -- KEYS[1]  P gate    hash    read: hold_until, off, born
 -- ARGV[1]  P         ARGV[2]  worker      ARGV[3]  entry      ARGV[4]  job      ARGV[5]  chunk
 -- Reads    P ready, P job:<id>, P job:<id>:chunks, P job:<id>:states, P sender:<id>, P off
--- Writes   late claims only: buckets of P sender:<id>, P job:<id>; P job:<id>:again, P ready
+-- Writes   late claims only: buckets of P sender:<id>, P job:<id>; P job:<id>:again, P ready, P timers
 -- Returns  {wait, ms} | {lost} | {gone} | {back}
 --          | {go, now_ms, start_ms, gap_us, job state, expires_ms, payload, states}
 -- Repeat   may charge a late claim twice: the safe side
@@ -19,7 +20,7 @@ local h = call('HMGET', k, 'state', 'sender', 'expires_ms', 'chunk_size', 'recip
 local payload = call('XRANGE', k .. ':chunks', int(chunk + 1) .. '-0', int(chunk + 1) .. '-0')
 if not h[1] or not payload[1] then
   close(entry, f.x)
-  join(f.x)
+  wake_at('s:' .. f.x, now)
   return {'gone'}
 end
 local start, gap, size = num(f.s), num(f.g), num(f.n)
@@ -39,7 +40,7 @@ if gap > 0 and now > start + AHEAD_MS then
     end
     call('ZADD', k .. ':again', int(now), f.c .. ':' .. offsets)
     close(entry, f.x)
-    offer(id)
+    wake_at('j:' .. id, now)
     return {'back'}
   end
   start = spend(s, id, job_rate, job_bucket, size)

@@ -1,4 +1,5 @@
 --- Pause, resume, cancel or expire a job, or change its rate, priority or times.
+-- Needs    release
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  job id      ARGV[3]  pause | resume | cancel | expire | rate | priority | times

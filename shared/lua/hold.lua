@@ -1,4 +1,5 @@
 --- First thing on every connection: is this the server the shard was last used on?
+-- Needs    base
 --
 -- KEYS[1]  P gate    hash
 -- ARGV[1]  P         ARGV[2]  run id of the server      ARGV[3]  lease, ms

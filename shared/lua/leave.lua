@@ -1,4 +1,5 @@
 --- A worker's last act: put back what it holds, delete its consumer and its signs.
+-- Needs    strays, release
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  worker

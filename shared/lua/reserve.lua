@@ -1,4 +1,5 @@
 --- Raise the position up to which a job may be released; PostgreSQL has committed it already.
+-- Needs    release
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  job id      ARGV[3]  mark

@@ -1,4 +1,5 @@
 --- Make a job known again after Redis lost it: as submit, with the states PostgreSQL can vouch for.
+-- Needs    birth
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  job id      ARGV[3]  states, one byte a recipient

@@ -1,4 +1,5 @@
 --- Tell a shard of a sender's settings and state; a version it has seen is ignored.
+-- Needs    release
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  sender      ARGV[3]  version     ARGV[4]  rate_max    ARGV[5]  burst

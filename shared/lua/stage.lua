@@ -1,4 +1,5 @@
 --- Append a job's chunks before anybody hears of the job; they go by themselves if nobody does.
+-- Needs    base
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  job id      ARGV[3]  number of the first chunk, from 0

@@ -1,4 +1,5 @@
 --- Make a staged job known: states, hash, first event, first release.
+-- Needs    birth
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  job id      ARGV[3…]  name, value of the job's hash

@@ -1,4 +1,5 @@
 --- Switch sending off for a while in the name of one process, or for good, or on again.
+-- Needs    release
 --
 -- KEYS[1]  P gate    hash: off
 -- ARGV[1]  P         ARGV[2]  process, or '' for everybody      ARGV[3]  ms; 0 = on again

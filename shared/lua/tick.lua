@@ -1,4 +1,5 @@
 --- A worker's pulse: renew its lease, reap the dead, find strays, announce changes, release.
+-- Needs    strays, release
 --
 -- KEYS[1]  P gate    hash
 -- ARGV[1]  P         ARGV[2]  worker      ARGV[3]  slots      ARGV[4]  concurrency

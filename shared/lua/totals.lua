@@ -1,4 +1,5 @@
 --- Set a job's receipts, only with a newer version of them.
+-- Needs    ends
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  job id      ARGV[3]  version
