@@ -621,3 +621,17 @@ class ShardStats(msgspec.Struct, frozen=True):
     senders: list[SenderStatus]
     minutes: list[dict[str, int]]
     is_off: bool
+
+
+class Waiting(NamedTuple):
+    """What has become of a shard's released claims.
+
+    Attributes:
+        pending: claims that a worker has.
+        age_ms: age of the oldest that nobody has; 0 = none.
+        draining: workers that take no more.
+    """
+
+    pending: int
+    age_ms: int
+    draining: list[str]

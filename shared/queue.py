@@ -44,6 +44,7 @@ from shared.models import (
     Tally,
     Ticked,
     Wait,
+    Waiting,
 )
 from shared.scripts import NAMES, Argument, Script
 from shared.settings import Settings
@@ -694,6 +695,65 @@ class Queue:
             minutes=[{_text(k): int(v) for k, v in c.items()} for c in counts],
             is_off=off == b"1" or bool(switched),
         )
+
+    async def is_off(self) -> bool:
+        """Tell whether any process, or an operator, holds the pool now; a pipeline a shard."""
+        for shard, client in enumerate(self._commands):
+
+            async def act(client: Redis = client, shard: int = shard) -> list[Any]:
+                pipe = client.pipeline(transaction=False)
+                pipe.hget(keys.gate(shard), "off")
+                pipe.zrange(f"{keys.tag(shard)}off", -1, -1, withscores=True)
+                pipe.time()
+                return list(await pipe.execute())
+
+            flag, last, time = await self._try(act)
+            now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+            if flag == b"1" or (last and last[0][1] >= now_ms):
+                return True
+        return False
+
+    async def waiting(self, shard: int) -> Waiting:
+        """Return what workers have of a shard's claims and what nobody has; two pipelines."""
+        client, key = self._commands[shard], keys.ready(shard)
+
+        async def look() -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            pipe.xinfo_groups(key)
+            pipe.hgetall(f"{keys.tag(shard)}slots")
+            pipe.time()
+            return list(await pipe.execute(raise_on_error=False))
+
+        groups, slots, time = await self._try(look)
+        if isinstance(groups, Exception):  # the stream is not there before the first worker is
+            groups = []
+        if isinstance(time, Exception) or isinstance(slots, Exception):
+            raise QueueError("Redis does not answer", refused=False)
+        group: dict[str, Any] = next(
+            (g for g in groups if g["name"] == keys.GROUP_WORKERS.encode()), {}
+        )
+        after = _text(group.get("last-delivered-id", b"0-0"))
+        head: Any = await self._try(lambda: client.xrange(key, min=f"({after}", count=1))
+        now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+        draining = [_text(name) for name, count in slots.items() if count == b"0"]
+        return Waiting(int(group.get("pending", 0)), _age(now_ms, head), draining)
+
+    async def phases(self, job_ids: Sequence[str]) -> tuple[int, int]:
+        """Return recipients in flight and retrying, summed over jobs; one pipeline a shard."""
+        in_flight = retrying = 0
+        for shard, ids in self._by_shard(job_ids).items():
+            client = self._commands[shard]
+
+            async def act(client: Redis = client, ids: list[str] = ids) -> list[Any]:
+                pipe = client.pipeline(transaction=False)
+                for job_id in ids:
+                    pipe.hmget(keys.job(job_id), ["in_flight", "retrying"])
+                return list(await pipe.execute())
+
+            for row in await self._try(act):
+                in_flight += int(row[0] or 0)
+                retrying += int(row[1] or 0)
+        return in_flight, retrying
 
     async def _pending(self, shard: int) -> int:
         client = self._commands[shard]
