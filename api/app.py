@@ -17,6 +17,7 @@ from api.hub import Hub
 from api.resources import RESOURCES, Resources
 from api.router import Route, edge, finish, gate, install
 from api.sessions import Visitors
+from api.switch import Switch
 from api.web import pages
 from shared import logs, management
 from shared.archive import Archive
@@ -102,6 +103,7 @@ async def open_resources(
         archive=Archive(pool),
         visitors=Visitors(queue, settings, ids),
         hub=hub,
+        switch=Switch(queue, settings, clock),
         metrics=metrics,
         lengths=PossibleLengths(),
         ready=Checks({}, clock),

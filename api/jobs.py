@@ -52,7 +52,6 @@ _STEP_S: Final = 30
 _STEP_CHUNKS: Final = (2, 200)
 _PAST_MS: Final = 60_000
 _STORAGE_AFTER_MS: Final = 5000
-_DISABLED_RETRY_S: Final = 60
 _CAMPAIGN: Final = re.compile(r"\A[A-Za-z0-9._:-]{1,128}\Z")
 _UUID: Final = re.compile(r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _TIME: Final = re.compile(
@@ -74,9 +73,11 @@ async def send(request: web.Request) -> web.Response:
     """POST /api/bulk/send: accept a job and all its recipients, or nothing."""
     made, asker = resources(request), principal(request)
     refused = made.metrics.submissions_refused_total
-    if made.settings.disable_bulk_messaging:
+    try:
+        await made.switch.require_on()
+    except UnavailableError:
         refused.labels("disabled").inc()
-        raise UnavailableError("bulk_disabled", "Sending is switched off.", _DISABLED_RETRY_S)
+        raise
     key = key_of(request)
     quota = await _take(request, made, asker)
     try:
@@ -816,8 +817,7 @@ async def pause(request: web.Request) -> web.Response:
 
 async def resume(request: web.Request) -> web.Response:
     """POST /api/bulk/jobs/{jobId}/resume."""
-    if resources(request).settings.disable_bulk_messaging:
-        raise UnavailableError("bulk_disabled", "Sending is switched off.", _DISABLED_RETRY_S)
+    await resources(request).switch.require_on()
     return await _control(request, "resume")
 
 

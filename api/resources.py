@@ -11,6 +11,7 @@ from aiohttp import web
 
 from api.hub import Hub
 from api.sessions import Visitors
+from api.switch import Switch
 from shared.archive import Archive
 from shared.clock import Clock
 from shared.ids import Ids
@@ -39,6 +40,7 @@ class Resources:
     archive: Archive
     visitors: Visitors
     hub: Hub
+    switch: Switch
     metrics: ApiMetrics
     lengths: PossibleLengths
     ready: Checks

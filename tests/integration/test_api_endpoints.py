@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -433,6 +433,37 @@ async def test_switched_off_nothing_is_accepted_and_reading_goes_on(settings: Se
         await problem(response, 503, "bulk_disabled")
         assert "Retry-After" in response.headers
         assert (await api.ask("ann", "GET", "/api/bulk/jobs")).status == 200
+
+
+async def test_a_switch_held_by_any_process_refuses_to_send_and_to_resume_within_a_second(
+    api: Api, eventually: Callable[..., Awaitable[Any]]
+) -> None:
+    job = (await (await api.send()).json())["jobId"]
+    await api.made.queue.control(job, "pause", by="ann")
+    # As a worker with DISABLE_BULK_MESSAGING does for as long as it lives.
+    await api.made.queue.switch(0, "worker-elsewhere", 60_000)
+
+    async def resumes() -> int:
+        return (await api.ask("ann", "POST", f"/api/bulk/jobs/{job}/resume")).status
+
+    async def is_refused() -> bool:
+        return (await api.send()).status == 503
+
+    await eventually(is_refused, within_s=2)
+    response = await api.send()
+    await problem(response, 503, "bulk_disabled")
+    assert response.headers["Retry-After"] == "60"
+    assert await resumes() == 503
+    assert (await api.ask("ann", "POST", f"/api/bulk/jobs/{job}/pause")).status == 200
+    shown = await (await api.ask("ann", "GET", f"/api/bulk/jobs/{job}")).json()
+    assert shown["state"] == "paused"
+    await api.made.queue.switch(0, "worker-elsewhere", 0)
+
+    async def is_resumed() -> bool:
+        return await resumes() == 200
+
+    await eventually(is_resumed, within_s=2)
+    assert (await api.send()).status == 202
 
 
 async def test_fifty_thousand_are_accepted_without_stalling_the_loop(api: Api) -> None:
