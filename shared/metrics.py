@@ -137,6 +137,14 @@ class WorkerMetrics(_Both):
         self.attempt_throttled = attempts("throttled")
         self.attempt_unsent = attempts("unsent")
         self.attempt_lost = attempts("lost")
+        seconds = self.graph_request_duration_seconds.labels
+        self.graph_seconds = {
+            "accepted": seconds("ok"),
+            "rejected": seconds("4xx"),
+            "throttled": seconds("throttled"),
+            "not_sent": seconds("network"),
+            "unknown": seconds("timeout"),
+        }
         self.retry_in_place = self.message_retries_total.labels("in_place")
         self.retry_moved = self.message_retries_total.labels("moved")
         for result in ("done", "handed_back", "lost", "poison"):

@@ -55,6 +55,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         await ensure_default(archive, settings, sealing, ids)
         senders = Senders(archive, queue, settings, sealing, clock)
         await senders.refresh()
+        pulse = Pulse(queue, worker, settings, clock, metrics)
         graph = await stack.enter_async_context(
             GraphClient(
                 settings.graph_base_url,
@@ -62,9 +63,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                 connect_timeout_s=settings.graph_connect_timeout_s,
                 timeout_s=settings.graph_timeout_s,
                 keepalive_s=settings.graph_keepalive_s,
+                on_answer=pulse.reached,
             )
         )
-        pulse = Pulse(queue, worker, settings, clock, metrics)
         scopes = Scopes(queue, archive, senders, pulse, clock)
         refusals = logs.Refusals(logs.get("worker"), clock)
         tools = Tools(
@@ -118,6 +119,7 @@ async def _together(
         while not drained.is_set():
             tools.metrics.worker_slots.set(tools.settings.worker_slots)
             tools.metrics.worker_busy_slots.set(slots.busy)
+            tools.metrics.graph_in_flight.set(slots.in_the_air)
             age_s = tools.clock.monotonic() - pulse.last_good_s
             tools.metrics.tick_age_seconds.set(age_s)
             tools.refusals.flush_if_due()

@@ -34,7 +34,7 @@ from shared.models import (
 from shared.queue import Queue
 from shared.settings import Settings
 from worker.graph import GraphClient
-from worker.retry import Decision, decide
+from worker.retry import WAITS, Decision, Waits, decide
 from worker.senders import Sender, Senders
 from worker.tick import Pulse
 
@@ -43,13 +43,6 @@ FACTS_AGE_S: Final = 0.25  # facts are told at the latest so long after the answ
 POISON_FROM: Final = 3  # from this delivery on a claim runs with windows of one
 _REPORT_PAUSE_S: Final = 0.5
 _MESSAGES_MAX: Final = 256
-_OUTCOME_LABEL: Final = {
-    "accepted": "ok",
-    "rejected": "4xx",
-    "throttled": "throttled",
-    "not_sent": "network",
-    "unknown": "timeout",
-}
 KNOWN_CODES: Final = frozenset(row.code for row in ROWS)
 _log = get("worker.executor")
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -158,6 +151,7 @@ class Tools(NamedTuple):
     refusals: Refusals
     opaque_key: bytes
     on_scope: Scopes
+    waits: Waits = WAITS
 
 
 class Executor:
@@ -180,6 +174,7 @@ class Executor:
         self._details: list[Detail] = []
         self._dues: dict[int, Fact] = {}
         self._air = 0
+        self._calls = 0
         self._oldest_s = 0.0
         self._last_start_s = 0.0
         self._is_stopping = False
@@ -193,6 +188,11 @@ class Executor:
         limit = tools.settings.bulk_concurrency
         self._window = 1 if claim.delivery >= POISON_FROM else 2 * limit
         self._ahead = 1 if claim.delivery >= POISON_FROM else limit
+
+    @property
+    def in_the_air(self) -> int:
+        """Return how many requests wait for their answer."""
+        return self._calls
 
     async def run(self) -> None:
         """Bring every recipient of the claim to an outcome, or back to its job."""
@@ -355,7 +355,9 @@ class Executor:
         values = chunk.values[todo.index] if chunk.values else None
         body = job.make(phone, values, self._opaque(job, todo))
         start_s = t.clock.monotonic()
+        self._calls += 1
         answer = await t.graph.send(sender.version, sender.phone_number_id, sender.token, body)
+        self._calls -= 1
         took_s = t.clock.monotonic() - start_s
         self._latency_s += took_s
         self._answers += 1
@@ -364,7 +366,9 @@ class Executor:
             todo.attempt,
             t.settings.bulk_max_retries,
             t.settings.bulk_retry_base_ms,
-            t.ids.jitter(),
+            0.0 if answer.kind == "accepted" else t.ids.jitter(),
+            resend=job.resend,
+            waits=t.waits,
         )
         self._count(answer, decision, took_s)
         await self._settle(sender, todo, answer, decision, phone)
@@ -377,7 +381,7 @@ class Executor:
 
     def _count(self, answer: Answer, decision: Decision, took_s: float) -> None:
         metrics = self._t.metrics
-        metrics.graph_request_duration_seconds.labels(_OUTCOME_LABEL[answer.kind]).observe(took_s)
+        metrics.graph_seconds[answer.kind].observe(took_s)
         if answer.kind == "accepted":
             metrics.attempt_accepted.inc()
         elif answer.kind == "throttled":

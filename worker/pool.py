@@ -30,12 +30,18 @@ class Pool:
         self._free = [max(1, slots // shards)] * shards
         self._is_free = [asyncio.Event() for _ in range(shards)]
         self._running: set[asyncio.Task[None]] = set()
+        self._executors: set[Executor] = set()
         self.last_read_s = tools.clock.monotonic()
 
     @property
     def busy(self) -> int:
         """Return how many claims are in hand."""
         return len(self._running)
+
+    @property
+    def in_the_air(self) -> int:
+        """Return how many requests to Graph wait for their answer."""
+        return sum(executor.in_the_air for executor in self._executors)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Claim and run until `stop`; then let the answers come in, and leave."""
@@ -111,12 +117,17 @@ class Pool:
         task.add_done_callback(self._running.discard)
 
     async def _one(self, shard: int, claim: Claim, go: Go) -> None:
+        executor = Executor(self._t, claim, go)
+        self._executors.add(executor)
+        begun_s = self._t.clock.monotonic()
         try:
-            await Executor(self._t, claim, go).run()
+            await executor.run()
         except Exception:  # noqa: BLE001 - one broken claim must not end the others
             # The claim stays pending: anti-entropy or the reaper brings it back.
             _log.exception("claim.broken", jobId=claim.job, chunk=claim.chunk)
         finally:
+            self._executors.discard(executor)
+            self._t.metrics.claim_duration_seconds.observe(self._t.clock.monotonic() - begun_s)
             self._t.pulse.drop(claim)
             self._free[shard] += 1
             self._is_free[shard].set()

@@ -11,7 +11,7 @@ import uvloop
 from worker.graph import GraphClient
 
 BODY = b'{"messaging_product":"whatsapp","recipient_type":"individual","to":"+%d","type":"text","text":{"body":"hello","preview_url":false}}'  # noqa: E501
-LANES = 64
+LANES = 320  # as many connections as a worker of 64 slots keeps busy
 
 
 async def run(base_url: str, count: int) -> None:

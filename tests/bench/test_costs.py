@@ -16,6 +16,7 @@ import redis.asyncio
 
 from shared.archive import Archive
 from shared.clock import Clock
+from shared.embedded.children import is_open
 from shared.embedded.valkey import Valkey
 from shared.ids import Ids
 from shared.models import Chunk, JobSpec
@@ -49,10 +50,14 @@ async def test_a_worker_beside_its_client_alone(
     stack: Stack, valkey: Valkey, eventually: Callable[..., Awaitable[Any]]
 ) -> None:
     stack.processes.environ["LOG_LEVEL"] = "warning"
+    # One server for both: what differs between the two is the product.
+    _, origin, stack.ledger = stack.processes.sandbox(
+        "--rate", "1000000", "--latency", "0", "--no-fsync"
+    )
+    await eventually(lambda: is_open(int(origin.rsplit(":", 1)[1])), within_s=20)
+    stack.origin = origin
     worker = stack.add_worker(WORKER_SLOTS="64", WORKER_LEASE_MS="10000", WORKER_TICK_MS="200")
     await eventually(lambda: workers_are_up(stack, 1), within_s=30)
-    _, origin, _ = stack.processes.sandbox("--rate", "1000000", "--latency", "0", "--no-fsync")
-    await Clock().sleep(1.0)
     rows = []
     assert valkey.child is not None
     for turn in range(ROUNDS):
@@ -69,7 +74,8 @@ async def test_a_worker_beside_its_client_alone(
     print(f"  client alone {client:.3f} · worker {work:.3f} · Valkey {server:.3f}")  # noqa: T201
     ratios = [w / c for c, w, _ in rows]
     print(f"  worker / client alone: {statistics.median(ratios):.2f}")  # noqa: T201
-    assert set(stack.accepted().values()) == {1}
+    # The client alone sends to the same numbers again and again; jobs have their own.
+    assert {n for to, n in stack.accepted().items() if to.startswith("+39333")} == {1}
 
 
 @pytest.fixture
