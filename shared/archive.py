@@ -198,11 +198,13 @@ class Recorded(msgspec.Struct, frozen=True):
         rows: rows written or raised.
         moved: by sender and outcome.
         ended: (job, version) of every job of the batch whose end and rows are all committed.
+        accepted: job that the batch ends → (kind, when it was accepted, ms).
     """
 
     rows: int
     moved: list[Moved]
     ended: list[tuple[str, int]]
+    accepted: dict[str, tuple[str, int]] = {}
 
 
 def pack_blob(chunks: list[bytes]) -> bytes:
@@ -462,6 +464,16 @@ class Archive:
         return {row["state"]: row["n"] for row in await self._pool.fetch(SQL["counts_by_state"])}
 
     @_guarded
+    async def active_jobs(self, limit: int) -> list[str]:
+        """Return ids of jobs that are begun or waiting to be, those that run first."""
+        return [str(row["id"]) for row in await self._pool.fetch(SQL["active_jobs"], limit)]
+
+    @_guarded
+    async def unknown_open(self) -> int:
+        """Return how many recipients are `unknown` and not settled."""
+        return int(await self._pool.fetchval(SQL["unknown_open"]))
+
+    @_guarded
     async def error_counts(self, job_id: str) -> dict[int, int]:
         """Return failures by Graph's code."""
         rows = await self._pool.fetch(SQL["error_counts"], job_id)
@@ -493,6 +505,8 @@ class Archive:
                 await _move(connection, moved)
             await _set_states(connection, batch)
             ended = await connection.fetch(SQL["ended"], ids)
+            over = [entry.job for entry in batch if entry.kind == "state" and entry.event]
+            accepted = await connection.fetch(SQL["accepted"], over) if over else []
         found: dict[tuple[str, str], int] = {}
         for row in moved:
             key = (row["sender"], row["outcome"])
@@ -501,6 +515,7 @@ class Archive:
             rows=sum(found.values()),
             moved=[Moved(sender, outcome, n) for (sender, outcome), n in found.items()],
             ended=[(row["id"], row["version"]) for row in ended],
+            accepted={row["id"]: (row["kind"], row["created_ms"]) for row in accepted},
         )
 
     async def _rows(

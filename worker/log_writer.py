@@ -134,6 +134,10 @@ class LogWriter:
                     metrics.unknown_total.labels(_CAUSES[reason]).inc()
             if entry.kind == "state" and entry.event:
                 metrics.jobs_finished_total.labels(entry.job_state).inc()
+                kind, accepted_ms = recorded.accepted.get(entry.job, ("", 0))
+                if kind:
+                    took_s = max(0, entry.finished_ms - accepted_ms) / 1000
+                    metrics.job_duration_seconds.labels(kind).observe(took_s)
                 _log.info(
                     "job.finished",
                     jobId=entry.job,

@@ -54,6 +54,19 @@ FROM unnest($1::text[], $2::integer[]) AS n (id, mark) WHERE j.id = n.id;
 SELECT state, count(*)::integer AS n FROM bulk_jobs
 WHERE state NOT IN ('completed', 'cancelled') GROUP BY state;
 
+-- name: accepted
+-- How long jobs took, once they are over.
+SELECT id, kind, created_ms FROM bulk_jobs WHERE id = ANY ($1);
+
+-- name: active_jobs
+-- Whose recipients may be on their way; those that run come first, for whoever cannot read all.
+SELECT id FROM bulk_jobs WHERE state IN ('queued', 'running', 'paused', 'cancelling')
+ORDER BY state <> 'running', number LIMIT $1;
+
+-- name: unknown_open
+-- Recipients nobody knows about; the partial index makes it as dear as jobs that have any.
+SELECT coalesce(sum(unknown), 0)::bigint FROM bulk_jobs WHERE unknown > 0;
+
 -- name: lock_jobs
 -- Serialises writers of the same jobs, so that the rank read before is the rank replaced.
 SELECT number, id, chunk_size FROM bulk_jobs WHERE id = ANY ($1) ORDER BY number FOR UPDATE;
