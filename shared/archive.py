@@ -14,13 +14,15 @@ import asyncpg
 import msgspec
 
 from shared.errors import ArchiveError, ConflictError
-from shared.graph_codes import code_of_reason
+from shared.graph_codes import code_of_reason, row_of
 from shared.models import OUTCOMES, RANK, Chunk, Detail, OutcomeEntry, State, unpack_facts
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _LOCK: Final = 0x64727562
 _NAMES: Final = ("sent", "failed", "skipped", "unknown", "cancelled")
+# Places in what `_log_row` makes.
+_NUMBER, _POSITION, _PHONE, _OUTCOME, _WAMID, _CODE, _AT = 0, 1, 2, 3, 7, 8, 12
 _decode_details: Final = msgspec.msgpack.Decoder(list[Detail]).decode
 _decode_blob: Final = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_chunk: Final = msgspec.msgpack.Decoder(Chunk).decode
@@ -82,6 +84,19 @@ class SenderRow(msgspec.Struct, frozen=True):
     until_ms: int = 0
     is_default: bool = False
     version: int = 1
+    parks: int = 0
+
+
+class Suppression(msgspec.Struct, frozen=True):
+    """Somebody who is not to be written to; `is_lifted`: who may be again; by rising `change`."""
+
+    id: str
+    phone: int
+    scope: str
+    reason: str
+    source: str
+    is_lifted: bool
+    change: int
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,12 +214,14 @@ class Recorded(msgspec.Struct, frozen=True):
         moved: by sender and outcome.
         ended: (job, version) of every job of the batch whose end and rows are all committed.
         accepted: job that the batch ends → (kind, when it was accepted, ms).
+        shared: job → recipients whose message id another recipient has too.
     """
 
     rows: int
     moved: list[Moved]
     ended: list[tuple[str, int]]
     accepted: dict[str, tuple[str, int]] = {}
+    shared: dict[str, int] = {}
 
 
 def pack_blob(chunks: list[bytes]) -> bytes:
@@ -381,7 +398,38 @@ class Archive:
                 SQL["audit"], by, f"sender.{state}", sender_id, "ok", why, "", ""
             )
 
+    @_guarded
+    async def move_sender(
+        self, row: SenderRow, state: str, why: str, until_ms: int, parks: int, by: str
+    ) -> bool:
+        """Stop a sender as `row` stands, with its audit row; False: it has changed since."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            moved = await connection.fetchval(
+                SQL["move_sender"], row.id, row.version, state, why, until_ms, parks
+            )
+            if moved is not None:
+                await connection.execute(
+                    SQL["audit"], by, f"sender.{state}", row.id, "ok", why, "", ""
+                )
+        return moved is not None
+
+    @_guarded
+    async def has_sent(self, sender_id: str, since_ms: int) -> bool:
+        """Tell whether Graph has taken a message of this sender since then."""
+        return bool(await self._pool.fetchval(SQL["has_sent"], sender_id, since_ms))
+
+    @_guarded
+    async def suppressions(self, after: int = 0, limit: int = 10_000) -> list[Suppression]:
+        """Return what changed in the suppression list after change number `after`, in order."""
+        rows = await self._pool.fetch(SQL["suppressions_since"], after, limit)
+        return [Suppression(**dict(row)) for row in rows]
+
     # -- jobs ------------------------------------------------------------------------------
+
+    @_guarded
+    async def same_template(self, job_id: str) -> list[str]:
+        """Return the other unfinished jobs of the WABA with this job's template and language."""
+        return [row["id"] for row in await self._pool.fetch(SQL["same_template"], job_id)]
 
     @_guarded
     async def add_job(self, job: NewJob) -> None:
@@ -503,10 +551,14 @@ class Archive:
                 columns = [list(column) for column in zip(*rows, strict=True)]
                 moved = await connection.fetch(SQL["upsert_logs"], *columns)
                 await _move(connection, moved)
+                await _suppress(connection, rows)
+                await _forget_parks(connection, rows, locked)
             await _set_states(connection, batch)
             ended = await connection.fetch(SQL["ended"], ids)
             over = [entry.job for entry in batch if entry.kind == "state" and entry.event]
             accepted = await connection.fetch(SQL["accepted"], over) if over else []
+            wamids = [row[_WAMID] for row in rows if row[_WAMID] is not None]
+            shared = await connection.fetch(SQL["shared_wamids"], wamids) if wamids else []
         found: dict[tuple[str, str], int] = {}
         for row in moved:
             key = (row["sender"], row["outcome"])
@@ -516,6 +568,7 @@ class Archive:
             moved=[Moved(sender, outcome, n) for (sender, outcome), n in found.items()],
             ended=[(row["id"], row["version"]) for row in ended],
             accepted={row["id"]: (row["kind"], row["created_ms"]) for row in accepted},
+            shared={row["job_id"]: row["n"] for row in shared},
         )
 
     async def _rows(
@@ -631,6 +684,37 @@ async def _move(connection: asyncpg.pool.PoolConnectionProxy, moved: list[Any]) 
     if by_job:
         columns = [[counters[name] for counters in by_job.values()] for name in _NAMES]
         await connection.execute(SQL["move_counters"], list(by_job), *columns)
+
+
+async def _suppress(
+    connection: asyncpg.pool.PoolConnectionProxy, rows: list[tuple[Any, ...]]
+) -> None:
+    """Put those on the suppression list whom Graph's answer has put there.
+
+    In the transaction of the outcome itself, so that it cannot be lost between the two.
+    """
+    found = []
+    for row in rows:
+        code = row[_CODE]
+        scope = row_of(code, 400).suppress_scope if code and row[_OUTCOME] == "failed" else None
+        if scope is not None:
+            found.append((f"{row[_NUMBER]}:{row[_POSITION]}", row[_PHONE], scope, str(code)))
+    if found:
+        await connection.execute(SQL["lock_suppressions"], _LOCK)
+        await connection.execute(SQL["suppress"], *map(list, zip(*found, strict=True)))
+
+
+async def _forget_parks(
+    connection: asyncpg.pool.PoolConnectionProxy, rows: list[tuple[Any, ...]], locked: list[Any]
+) -> None:
+    parked = {row["number"]: row["sender_id"] for row in locked if row["parks"]}
+    newest: dict[str, int] = {}
+    for row in rows:
+        if row[_NUMBER] in parked and row[_OUTCOME] == "sent":
+            sender = parked[row[_NUMBER]]
+            newest[sender] = max(newest.get(sender, 0), row[_AT])
+    if newest:
+        await connection.execute(SQL["forget_parks"], list(newest), list(newest.values()))
 
 
 async def _set_states(

@@ -65,6 +65,7 @@ class GraphClient:
         connect_timeout_s: for a free connection, TCP and TLS together.
         timeout_s: from the first byte of the request to the last of the answer.
         keepalive_s: how long an idle connection is kept.
+        on_answer: called when an answer has come, whatever it says: Graph is there.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class GraphClient:
         connect_timeout_s: float = 5.0,
         timeout_s: float = 30.0,
         keepalive_s: float = 15.0,
+        on_answer: Callable[[], None] | None = None,
     ) -> None:
         """Keep the figures; nothing is opened yet."""
         self._base_url = base_url.rstrip("/")
@@ -81,6 +83,7 @@ class GraphClient:
         self._connect_timeout_s = connect_timeout_s
         self._timeout_s = timeout_s
         self._keepalive_s = keepalive_s
+        self._on_answer = on_answer
         self._targets: dict[tuple[str, str, str], _Target] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -162,6 +165,8 @@ class GraphClient:
             allow_redirects=False,
             trace_request_ctx=flight,
         )
+        if self._on_answer is not None:
+            self._on_answer()
         try:
             content = reply.content
             text = await content.read(BODY_MAX + 1)

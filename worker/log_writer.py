@@ -128,6 +128,8 @@ class LogWriter:
         for moved in recorded.moved:
             name = metrics.sender_label(moved.sender)
             metrics.messages_total.labels(name, moved.outcome).inc(moved.recipients)
+        for job_id, recipients in recorded.shared.items():
+            _log.error("provider_anomaly", jobId=job_id, what="wamid", recipients=recipients)
         for entry in batch:
             for reason in _unknown(entry):
                 if reason in _CAUSES:

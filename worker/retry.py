@@ -9,16 +9,33 @@ import msgspec
 from shared.graph_codes import CodeRow, reason_of, row_of
 from shared.models import TRIP, Answer, Reason
 
-BACKOFF_S: Final = (30.0, 120.0, 600.0)
-# Meta advises 4**x seconds after a burst; one message in 6 s is the steady limit.
-PAIR_S: Final = (6.0, 16.0, 64.0, 256.0, 1024.0)
 IN_PLACE_MAX_S: Final = 2.0
 DELAY_MAX_S: Final = 86_400.0
-SLOW_S: Final = 1.0
-ENDPOINT_HOLD_S: Final = 1.0
-ENDPOINT_HOLD_MAX_S: Final = 30.0
 
 _REASONS: Final = {"timeout": Reason.TIMEOUT, "reset": Reason.RESET, "bad_reply": Reason.BAD_REPLY}
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """How long the error policy waits, seconds; an argument, so that no test sits an hour out.
+
+    Attributes:
+        backoff: before the next attempt of a `backoff` row, by attempt; the last repeats.
+        pair: the same for `pair`. Meta advises 4**x seconds after a burst; one message in 6 s is
+            the steady limit.
+        slow: a sender's silence after a throttle that did not say how long.
+        endpoint, endpoint_max: a worker's first and longest pause when Graph cannot be reached.
+        scale: what a row's own `hold_s`, and the time that Graph names, are multiplied by.
+    """
+
+    backoff: tuple[float, ...] = (30.0, 120.0, 600.0)
+    pair: tuple[float, ...] = (6.0, 16.0, 64.0, 256.0, 1024.0)
+    slow: float = 1.0
+    endpoint: float = 1.0
+    endpoint_max: float = 30.0
+    scale: float = 1.0
+
+
+WAITS: Final = Waits()
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -48,13 +65,6 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 _SENT: Final = Decision("sent")
-_NOT_SENT: Final = Decision(
-    "back",
-    scope_action="park",
-    scope="endpoint",
-    hold_s=ENDPOINT_HOLD_S,
-    hold_max_s=ENDPOINT_HOLD_MAX_S,
-)
 
 
 def backoff_s(attempt: int, base_ms: int, spread: float) -> float:
@@ -72,7 +82,16 @@ def backoff_s(attempt: int, base_ms: int, spread: float) -> float:
     return min(base_ms / 1000 * 2.0 ** (attempt - 1), DELAY_MAX_S) * spread
 
 
-def decide(answer: Answer, attempt: int, max_retries: int, base_ms: int, spread: float) -> Decision:
+def decide(
+    answer: Answer,
+    attempt: int,
+    max_retries: int,
+    base_ms: int,
+    spread: float,
+    *,
+    resend: bool = False,
+    waits: Waits = WAITS,
+) -> Decision:
     """Return what follows from `answer`.
 
     Args:
@@ -81,51 +100,61 @@ def decide(answer: Answer, attempt: int, max_retries: int, base_ms: int, spread:
         max_retries: `BULK_MAX_RETRIES`: attempts beyond the first.
         base_ms: `BULK_RETRY_BASE_MS`.
         spread: a draw from [0, 1).
+        resend: the job's `on_unknown`: what may have been taken is sent again all the same.
+        waits: of the table.
     """
     if answer.kind == "accepted":
         return _SENT
     if answer.kind == "not_sent":
-        return _NOT_SENT
+        return Decision(
+            "back",
+            scope_action="park",
+            scope="endpoint",
+            hold_s=waits.endpoint,
+            hold_max_s=waits.endpoint_max,
+        )
     if answer.kind == "unknown":
-        return Decision("unknown", reason=_REASONS.get(answer.why, Reason.OTHER))
+        reason = int(_REASONS.get(answer.why, Reason.OTHER))
+        if resend and attempt <= max_retries:
+            return _retry(backoff_s(attempt, base_ms, spread), reason)
+        return Decision("unknown", reason=reason)
     row = row_of(answer.code, answer.http_status, transient=answer.is_transient)
     reason = reason_of(answer.code)
     if row.action in ("slow", "park", "pause"):
-        return _back(row, answer, reason)
-    delay_s = _delay_s(row, attempt, max_retries, base_ms, spread)
-    if delay_s is not None:
-        is_short = row.action == "retry" and delay_s <= IN_PLACE_MAX_S
-        return Decision("retry", delay_s, in_place=is_short, reason=reason)
+        return _back(row, answer, reason, waits)
+    if attempt <= (max_retries if row.max is None else row.max) or row.action == "defer":
+        if row.action == "retry":
+            return _retry(backoff_s(attempt, base_ms, spread), reason)
+        delay_s = _delay_s(row, attempt, waits)
+        if delay_s is not None:
+            return Decision("retry", delay_s, reason=reason)
     if row.action == "trip" or (row.action == "retry" and row.then == "trip"):
         reason |= TRIP
     return Decision("failed", reason=reason, suppress_scope=row.suppress_scope)
 
 
-def _delay_s(
-    row: CodeRow, attempt: int, max_retries: int, base_ms: int, spread: float
-) -> float | None:
-    """Return the wait before another attempt; None when there must not be one."""
-    retries = row.max if row.max is not None else max_retries
+def _retry(delay_s: float, reason: int) -> Decision:
+    return Decision("retry", delay_s, in_place=delay_s <= IN_PLACE_MAX_S, reason=reason)
+
+
+def _delay_s(row: CodeRow, attempt: int, waits: Waits) -> float | None:
+    """Return the wait that a row's table gives an attempt; None when it gives it no other."""
     if row.action == "defer":
-        return float(row.hold_s) if attempt == 1 else None
-    if attempt > retries:
-        return None
-    if row.action == "retry":
-        return backoff_s(attempt, base_ms, spread)
-    waits = {"backoff": BACKOFF_S, "pair": PAIR_S}.get(row.action)
-    return waits[min(attempt, len(waits)) - 1] if waits else None
+        return row.hold_s * waits.scale if attempt == 1 else None
+    table = {"backoff": waits.backoff, "pair": waits.pair}.get(row.action)
+    return table[min(attempt, len(table)) - 1] if table else None
 
 
-def _back(row: CodeRow, answer: Answer, reason: int) -> Decision:
+def _back(row: CodeRow, answer: Answer, reason: int, waits: Waits) -> Decision:
     if row.action == "slow":
-        hold_s = answer.retry_after_s or SLOW_S
+        hold_s = answer.retry_after_s or waits.slow
         return Decision("back", reason=reason, scope_action="slow", scope="sender", hold_s=hold_s)
     if row.action == "pause":
         return Decision("back", reason=reason, scope_action="pause", scope=row.scope)
     # A send that meets a management limit would go round without a pause if only reads waited.
     scope = "waba" if row.scope == "management" else row.scope
-    hold_s = answer.regain_s or float(row.hold_s)
-    hold_max_s = hold_s if answer.regain_s else float(row.hold_max_s)
+    hold_s = waits.scale * (answer.regain_s or row.hold_s)
+    hold_max_s = hold_s if answer.regain_s else waits.scale * row.hold_max_s
     return Decision(
         "back",
         reason=reason,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+from typing import Final, NamedTuple
 
-from shared.archive import Archive
+from shared.archive import Archive, SenderRow
 from shared.clock import Clock
 from shared.errors import ArchiveError, QueueError
 from shared.logs import get
@@ -17,11 +18,53 @@ from worker.tick import Pulse
 # Scopes whose members are told apart by the token or by the WABA (whatsapp 6.1).
 _BY_TOKEN: Final = frozenset({"token", "app"})
 _BY_WABA: Final = frozenset({"waba", "portfolio"})
+PARKS_MAX: Final = 10  # parks in a row without one acceptance; the last of them is a pause
+FLOOR_S: Final = 600.0  # so long throttled down to the floor without an acceptance is a pause too
+_FLOOR_RATE: Final = 1.5  # `rate_min` is 1/s, and it climbs again between two cuts
+_NAMED_AGAIN_MS: Final = 1000
+_AWAY_S: Final = 1.0
 _log = get("worker.scopes")
 
 
+class Standing(NamedTuple):
+    """How a sender stands after an error."""
+
+    state: str
+    why: str
+    until_ms: int
+    parks: int
+
+
+def standing(row: SenderRow, decision: Decision, why: str, now_ms: int) -> Standing | None:
+    """Return how an error leaves a sender that it concerns; None: as it stood. Pure.
+
+    Many requests in the air meet one error; only the first of them may count.
+
+    Args:
+        row: how the sender stands.
+        decision: a park or a pause.
+        why: scope and code, such as `waba:80007`.
+        now_ms: epoch.
+    """
+    if row.state == "paused":
+        return None
+    if decision.scope_action == "pause":
+        return Standing("paused", why, 0, row.parks)
+    hold_s = min(decision.hold_s * 2.0**row.parks, decision.hold_max_s)
+    until_ms = now_ms + int(hold_s * 1000)
+    if row.state == "blocked" and row.until_ms > now_ms:
+        # Held already: only a longer time that Graph names itself is news.
+        is_named = decision.hold_s == decision.hold_max_s
+        if not is_named or until_ms < row.until_ms + _NAMED_AGAIN_MS:
+            return None
+        return Standing("blocked", why, until_ms, row.parks)
+    if row.parks + 1 >= PARKS_MAX:
+        return Standing("paused", why, 0, 0)
+    return Standing("blocked", why, until_ms, row.parks + 1)
+
+
 class Scopes:
-    """Stops what an answer concerns: an endpoint, a sender, all of a token's, a job.
+    """Stops what an answer concerns: an endpoint, a sender, all of a token's, a job, a template's.
 
     Args:
         queue: for jobs.
@@ -40,7 +83,10 @@ class Scopes:
         self._senders = senders
         self._pulse = pulse
         self._clock = clock
-        self._unreachable_s = 0.0
+        # One after another: whoever comes second finds what the first has written.
+        self._turn = asyncio.Lock()
+        self._away_until_s = 0.0
+        self._floor: dict[str, float] = {}
 
     async def act(self, job: str, sender: Sender, decision: Decision, answer: Answer) -> None:
         """Carry out `decision.scope_action`; what cannot be written now comes up again."""
@@ -48,42 +94,82 @@ class Scopes:
             await self._act(job, sender, decision, answer)
         except (ArchiveError, QueueError) as error:
             # The next recipient meets the same error, and it is written then.
+            self._away_until_s = self._clock.monotonic() + _AWAY_S
             _log.warning("scope.not_written", error=str(error))
 
     async def _act(self, job: str, sender: Sender, decision: Decision, answer: Answer) -> None:
         action, scope = decision.scope_action, decision.scope
-        why = str(answer.code) if answer.code is not None else f"http {answer.http_status}"
-        if action == "park" and scope == "endpoint":
-            self._park_endpoint(decision)
+        code = str(answer.code) if answer.code is not None else f"http {answer.http_status}"
+        if scope == "endpoint":
+            self._pulse.park_endpoint(decision.hold_s, decision.hold_max_s)
         elif action == "pause" and scope in ("job", "template"):
-            await self._queue.control(job, "pause", by="system", reason=f"{scope}_paused:{why}")
-            _log.error("job.paused", jobId=job, scope=scope, code=answer.code)
+            await self._pause_jobs(job, scope, code)
+        elif action == "slow":
+            await self._watch_floor(sender)
         elif action in ("pause", "park"):
-            state = "paused" if action == "pause" else "blocked"
-            until_ms = 0
-            if action == "park":
-                until_ms = self._clock.now_ms() + int(decision.hold_s * 1000)
-            for each in self._concerned(sender, scope):
-                await self._archive.set_sender_state(
-                    each.id, state, f"{scope}:{why}", until_ms, "system"
-                )
-            await self._senders.refresh()
-            _log.error("sender.blocked", sender=sender.name, scope=scope, code=answer.code)
+            await self._stop(sender, decision, f"{scope}:{code}")
 
-    def _park_endpoint(self, decision: Decision) -> None:
-        now_s = self._clock.monotonic()
-        if self._pulse.unreachable_until_s > now_s:
+    async def _pause_jobs(self, job: str, scope: str, code: str) -> None:
+        reason = f"{scope}_paused:{code}"
+        done = await self._queue.control(job, "pause", by="system", reason=reason)
+        if done.kind != "ok":
             return
-        # Doubles while it repeats, and begins anew after a quiet time.
-        is_repeat = now_s - self._pulse.unreachable_until_s < 2 * decision.hold_max_s
-        held = self._unreachable_s * 2 if is_repeat and self._unreachable_s else decision.hold_s
-        self._unreachable_s = min(held, decision.hold_max_s)
-        self._pulse.unreachable_until_s = now_s + self._unreachable_s
-        _log.warning("graph.unreachable", for_s=self._unreachable_s)
+        _log.error("job.paused", jobId=job, reason=reason)
+        others = await self._archive.same_template(job) if scope == "template" else []
+        for other in others:
+            done = await self._queue.control(other, "pause", by="system", reason=reason)
+            if done.kind == "ok":
+                _log.error("job.paused", jobId=other, reason=reason)
 
-    def _concerned(self, sender: Sender, scope: str) -> list[Sender]:
+    async def _stop(self, sender: Sender, decision: Decision, why: str) -> None:
+        async with self._turn:
+            # Hundreds may wait here while PostgreSQL is away; each would sit its time-out out.
+            if self._clock.monotonic() < self._away_until_s:
+                return
+            # Twice: a row that changed meanwhile is read again, and decided on again.
+            for _ in range(2):
+                rows = self._rows(sender, decision.scope)
+                if all([await self._move(row, decision, why) for row in rows]):
+                    break
+                await self._senders.refresh()
+            await self._senders.refresh()
+
+    async def _move(self, row: SenderRow, decision: Decision, why: str) -> bool:
+        """Write how a sender stands now; False: its row has changed, ask again."""
+        found = standing(row, decision, why, self._clock.now_ms())
+        if found is None:
+            return True
+        if not await self._archive.move_sender(row, *found, by="system"):
+            return False
+        tell = _log.error if found.state == "paused" else _log.warning
+        tell("sender.blocked", sender=row.name, state=found.state, why=why, until_ms=found.until_ms)
+        return True
+
+    def _rows(self, sender: Sender, scope: str) -> list[SenderRow]:
+        """Return the rows that an answer to `sender`, as it was when it was asked, concerns."""
         if scope in _BY_TOKEN:
-            return [s for s in self._senders.all() if s.token == sender.token]
+            # By the token that was refused: one that was stored meanwhile is not to blame.
+            return self._senders.rows_with_token(sender.token)
         if scope in _BY_WABA and sender.waba_id:
-            return [s for s in self._senders.all() if s.waba_id == sender.waba_id]
-        return [sender]
+            return self._senders.rows_of_waba(sender.waba_id)
+        row = self._senders.row(sender.id)
+        return [row] if row else []
+
+    async def _watch_floor(self, sender: Sender) -> None:
+        """Pause a sender that was throttled down to its floor for ten minutes and got nothing."""
+        row = self._senders.row(sender.id)
+        if row is None:
+            return
+        now_s = self._clock.monotonic()
+        status = await self._queue.sender_status(row.shard, row.id)
+        if status.rate > _FLOOR_RATE:
+            self._floor.pop(row.id, None)
+            return
+        since_s = self._floor.setdefault(row.id, now_s)
+        if now_s - since_s < FLOOR_S:
+            return
+        since_ms = self._clock.now_ms() - int(FLOOR_S * 1000)
+        if not await self._archive.has_sent(row.id, since_ms):
+            pause = Decision("back", scope_action="pause", scope="sender")
+            await self._stop(sender, pause, "sender:throttled_out")
+        self._floor.pop(row.id, None)

@@ -74,9 +74,17 @@ class Senders:
         """Return a sender that may send; None when unknown, paused or its token is sealed."""
         return self._open.get(sender_id)
 
-    def all(self) -> list[Sender]:
-        """Return every sender that may send."""
-        return list(self._open.values())
+    def row(self, sender_id: str) -> SenderRow | None:
+        """Return a sender as PostgreSQL had it at the last look, paused or not."""
+        return self._rows.get(sender_id)
+
+    def rows_with_token(self, token: str) -> list[SenderRow]:
+        """Return every sender that may send with this token."""
+        return [self._rows[sender.id] for sender in self._open.values() if sender.token == token]
+
+    def rows_of_waba(self, waba_id: str) -> list[SenderRow]:
+        """Return every sender of a WhatsApp business account."""
+        return [row for row in self._rows.values() if row.waba_id == waba_id]
 
     def name_of(self, sender_id: str) -> str:
         """Return a sender's name, paused or not; its id when nobody knows it."""

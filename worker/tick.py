@@ -19,6 +19,7 @@ from shared.settings import Settings
 LEASE_MARGIN_S: Final = 1.0
 # What a server that lost its last second must be told again (design, After a failover).
 REPLAY_S: Final = 10.0
+ALARM_S: Final = 60.0  # Graph away for longer is said at error
 _log = get("worker.tick")
 
 
@@ -51,6 +52,8 @@ class Pulse:
         self.in_hand: dict[int, dict[str, Claim]] = {s: {} for s in range(queue.shards)}
         self.in_the_air: dict[str, dict[int, int]] = {}
         self.unreachable_until_s = 0.0
+        self._unreachable_s = 0.0
+        self._unreachable_since_s = 0.0
         self.last_good_s = clock.monotonic()
         self.is_wiped = [False] * queue.shards
         self._queue = queue
@@ -72,6 +75,25 @@ class Pulse:
             and job not in self._stopped[shard]
             and self._clock.monotonic() < self._good_until_s[shard]
         )
+
+    def park_endpoint(self, hold_s: float, hold_max_s: float) -> None:
+        """Read no claims for a while, since Graph cannot be reached; longer while it stays so."""
+        now_s = self._clock.monotonic()
+        if self.unreachable_until_s > now_s:
+            return
+        if not self._unreachable_s:
+            self._unreachable_since_s = now_s
+        self._unreachable_s = min(max(hold_s, 2 * self._unreachable_s), hold_max_s)
+        self.unreachable_until_s = now_s + self._unreachable_s
+        is_long = now_s - self._unreachable_since_s >= ALARM_S
+        tell = _log.error if is_long else _log.warning
+        tell("graph.unreachable", for_s=self._unreachable_s)
+
+    def reached(self) -> None:
+        """Note that Graph has answered: whatever it said, it is there again."""
+        if self._unreachable_s:
+            self._unreachable_s = self.unreachable_until_s = 0.0
+            _log.info("graph.reached")
 
     def take(self, claim: Claim) -> None:
         """Note a claim as in hand, so that anti-entropy leaves it alone."""
@@ -107,7 +129,7 @@ class Pulse:
                 told=self._told[shard],
                 entries=list(claims),
                 jobs=sorted({claim.job for claim in claims.values()}),
-                unreachable=self.unreachable_until_s > sent_s,
+                unreachable=self._unreachable_s > 0,
             )
         except QueueError:
             return

@@ -11,6 +11,7 @@ import pytest
 from shared import migrate
 from shared.archive import Archive, JobFilter, NewJob, SenderRow, pack_blob
 from shared.errors import ConflictError
+from shared.graph_codes import reason_of
 from shared.ids import Ids
 from shared.models import Chunk, Detail, Fact, OutcomeEntry, State
 from shared.settings import Settings
@@ -149,3 +150,112 @@ async def test_what_is_no_outcome_makes_no_row(archive: Archive) -> None:
     told = facts(job.id, "1-0", Fact(0, State.INTENT, 1), Fact(1, State.RETRY, 1, 0, 5))
     assert (await archive.record([told, facts(job.id, "2-0", Fact(2, State.SENT, 1))])).rows == 1
     assert set(await archive.logged(job.id)) == {2}
+
+
+async def test_who_blocked_the_business_is_suppressed_with_the_outcome_and_once(
+    archive: Archive,
+) -> None:
+    owner = await add_user(archive)
+    job = new_job(owner)
+    await archive.add_job(job)
+    entry = facts(
+        job.id,
+        "1-0",
+        Fact(0, State.FAILED, 1, reason_of(130403)),
+        Fact(1, State.FAILED, 1, reason_of(131026)),
+        Fact(2, State.FAILED, 1, reason_of(131050)),
+        Fact(3, State.SENT, 1),
+    )
+    for _ in range(2):
+        await archive.record([entry])
+    found = await archive.suppressions()
+    assert {(s.phone, s.scope, s.reason, s.source) for s in found} == {
+        (15550000000, "all", "130403", "graph"),
+        (15550000002, "marketing", "131050", "graph"),
+    }
+    assert [s.change for s in found] == [1, 2]
+    assert [s.change for s in await archive.suppressions(after=1)] == [2]
+
+
+async def test_one_message_id_for_two_recipients_is_seen_in_any_order(archive: Archive) -> None:
+    owner = await add_user(archive)
+    job = new_job(owner)
+    await archive.add_job(job)
+    first = facts(job.id, "1-0", Fact(0, State.SENT, 1), wamid="wamid.1")
+    assert (await archive.record([first])).shared == {}
+    assert (await archive.record([first])).shared == {}
+    second = facts(job.id, "2-0", Fact(1, State.SENT, 1), wamid="wamid.1")
+    assert (await archive.record([second])).shared == {job.id: 2}
+
+
+async def test_a_stop_counts_once_and_an_acceptance_after_the_hold_ends_the_row_of_parks(
+    archive: Archive,
+) -> None:
+    await archive.add_sender(SenderRow("snd_1", "main", "123", b"x", is_default=True))
+    before = await archive.default_sender()
+    assert before is not None
+    assert await archive.move_sender(before, "blocked", "waba:80007", 100, 3, "system")
+    assert not await archive.move_sender(before, "blocked", "waba:80007", 200, 4, "system")
+    owner = await add_user(archive)
+    job = new_job(owner)
+    await archive.add_job(job)
+
+    async def sent_at(index: int, at_ms: int) -> int:
+        record = msgspec.msgpack.encode([Detail(index, 15550000000 + index, at_ms)])
+        packed = Fact(index, State.SENT, 1).pack()
+        await archive.record(
+            [OutcomeEntry("1-0", "facts", job.id, chunk_size=4, facts=packed, record=record)]
+        )
+        row = await archive.default_sender()
+        assert row is not None
+        return row.parks
+
+    # What was in the air when it was parked says nothing of how it is now.
+    assert await sent_at(0, 99) == 3
+    assert await sent_at(1, 100) == 0
+
+
+@pytest.mark.parametrize(
+    ("why", "token", "state"),
+    [
+        ("token:190", b"new", "active"),
+        ("token:190", b"old", "paused"),
+        ("sender:131048", b"new", "paused"),
+        ("operator", b"new", "paused"),
+    ],
+)
+async def test_another_token_frees_only_what_the_old_one_stopped(
+    archive: Archive, why: str, token: bytes, state: str
+) -> None:
+    sender = SenderRow("snd_1", "main", "123", b"old")
+    await archive.add_sender(sender)
+    await archive.move_sender(sender, "paused", why, 0, 0, "system")
+    await archive.add_sender(msgspec.structs.replace(sender, token_sealed=token))
+    row = await archive.sender_by_name_or_id("main")
+    assert row is not None
+    assert (row.state, row.why) == (state, "" if state == "active" else why)
+
+
+async def test_a_template_is_shared_by_the_unfinished_jobs_of_its_account(
+    archive: Archive,
+) -> None:
+    for name, waba in (("a", "w1"), ("b", "w1"), ("c", "w2"), ("d", None)):
+        await archive.add_sender(SenderRow(f"snd_{name}", name, name, b"x", waba_id=waba))
+    owner = await add_user(archive)
+    offer = {"template_name": "offer", "template_language": "en_US"}
+
+    async def add(sender: str, **more: str) -> str:
+        job = new_job(owner, sender_id=f"snd_{sender}", **{**offer, **more})
+        await archive.add_job(job)
+        return job.id
+
+    first, second = await add("a"), await add("b")
+    for sender in ("c", "d"):
+        await add(sender)
+    await add("b", template_language="de")
+    alone, other = await add("d"), await add("d")
+    assert await archive.same_template(first) == [second]
+    assert other in await archive.same_template(alone)
+    done = OutcomeEntry("8-0", "state", second, job_state="cancelled", version=3, finished_ms=8)
+    await archive.record([done])
+    assert await archive.same_template(first) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import socket
 import struct
@@ -36,6 +37,8 @@ HEAD_MAX: Final = 65_536
 BODY_MAX: Final = 1_048_576
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _PLAIN: Final = Step()
+_ENDLESS: Final = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
+_ENDLESS_EVERY_S: Final = 0.002
 _json: Final = msgspec.json.Encoder()
 _requests: Final = msgspec.json.Decoder(Request)
 _any: Final = msgspec.json.Decoder()
@@ -133,6 +136,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
+    @property
+    def is_open(self) -> bool:
+        """Tell whether there is anybody to write to."""
+        return self._transport is not None
+
     def close(self) -> None:
         """End the connection in order."""
         if self._transport is not None:
@@ -148,11 +156,18 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-def _head(status: int, length: int, extra: str = "", content_type: str = JSON) -> bytes:
+def _head(status: int, length: int | None, extra: str = "", content_type: str = JSON) -> bytes:
+    body = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     return (
         f"HTTP/1.1 {status} {_PHRASES.get(status, 'Unknown')}\r\n"
-        f"Content-Type: {content_type}\r\nContent-Length: {length}\r\n{extra}\r\n"
+        f"Content-Type: {content_type}\r\n{body}\r\n{extra}\r\n"
     ).encode("latin-1")
+
+
+def _chunks(body: bytes) -> bytes:
+    """Return a body in chunks of 16 bytes and their end."""
+    cut = [body[i : i + 16] for i in range(0, len(body), 16)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in cut) + b"0\r\n\r\n"
 
 
 class Sandbox:
@@ -251,7 +266,7 @@ class Sandbox:
         step = verdict.step or _PLAIN
         count = self._ledger.counts.get(to)
         seq = self._ledger.seq + 1
-        wamid = f"wamid.{self._epoch}{seq:010X}"
+        wamid = step.wamid or f"wamid.{self._epoch}{seq:010X}"
         opaque = request.biz_opaque_callback_data
         entry = Entry(
             seq=seq,
@@ -268,7 +283,7 @@ class Sandbox:
             verdict=verdict.word,
             code=verdict.code,
             wamid=wamid if verdict.word == "accepted" else None,
-            answered=not (step.cut or step.reset or step.hang),
+            answered=not (step.cut or step.reset or step.hang or step.endless),
         )
         if step.raw is not None:
             status, text, content_type = (
@@ -279,8 +294,16 @@ class Sandbox:
         elif verdict.code is not None:
             status, text, content_type = verdict.http, self._error(verdict), JSON
         else:
-            status, text, content_type = 200, _accepted(to, delivered, wamid), JSON
-        head = _head(status, len(text), self._usage(verdict), content_type)
+            status, text, content_type = 200, _accepted(to, delivered, wamid, step), JSON
+        extra = self._usage(verdict)
+        if step.raw is not None:
+            extra += "".join(f"{name}: {value}\r\n" for name, value in step.raw.headers.items())
+        if step.gzip:
+            text, extra = gzip.compress(text), extra + "Content-Encoding: gzip\r\n"
+        is_chunked = step.chunked or step.endless
+        head = _head(status, None if is_chunked else len(text), extra, content_type)
+        if is_chunked:
+            text = _chunks(text)
         draw = self._ids.jitter() if self._behaviour.config.latency_ms else 0.0
         delay_s = self._behaviour.latency_s(draw) if step.delay_ms is None else step.delay_ms / 1000
         due = now + delay_s
@@ -307,6 +330,9 @@ class Sandbox:
         elif step.cut == "in_body":
             connection.write(head + text[: len(text) // 2])
             connection.close()
+        elif step.endless:
+            connection.write(head)
+            self._pour(connection)
         elif step.drip_bytes_per_s > 0:
             self._drip(connection, head + text, step.drip_bytes_per_s)
         else:
@@ -320,6 +346,11 @@ class Sandbox:
         asyncio.get_running_loop().call_later(
             1 / bytes_per_s, self._drip, connection, rest[1:], bytes_per_s
         )
+
+    def _pour(self, connection: Connection) -> None:
+        if connection.is_open:
+            connection.write(_ENDLESS)
+            asyncio.get_running_loop().call_later(_ENDLESS_EVERY_S, self._pour, connection)
 
     def _usage(self, verdict: Verdict) -> str:
         config = self._behaviour.config
@@ -336,9 +367,11 @@ class Sandbox:
 
     def _error(self, verdict: Verdict) -> bytes:
         meaning = row_of(verdict.code, verdict.http).meaning
+        is_transient = verdict.step is not None and verdict.step.transient
         return _json.encode(
             {
-                "error": {
+                "error": ({"is_transient": True} if is_transient else {})
+                | {
                     "message": f"(#{verdict.code}) {meaning}",
                     "type": "OAuthException",
                     "code": verdict.code,
@@ -491,7 +524,12 @@ class Sandbox:
         return {"ok": True}
 
 
-def _accepted(to: str, delivered: str, wamid: str) -> bytes:
+def _accepted(to: str, delivered: str, wamid: str, step: Step) -> bytes:
+    if step.merge or step.message_status:
+        plain = _any.decode(_accepted(to, delivered, wamid, _PLAIN))
+        if step.message_status:
+            plain["messages"][0]["message_status"] = step.message_status
+        return _json.encode(plain | step.merge)
     return b"".join(
         (
             b'{"messaging_product":"whatsapp","contacts":[{"input":',

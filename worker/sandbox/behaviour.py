@@ -117,21 +117,43 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An answer given literally."""
+    """An answer given literally.
+
+    Attributes:
+        headers: sent beside ours, such as `Location` or `Retry-After`.
+    """
 
     status: int
     body: str
     content_type: str = HTML
+    headers: dict[str, str] = {}
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One step of a fault script; see `Script`."""
+    """One step of a fault script; see `Script`.
+
+    Attributes:
+        transient: Graph's `is_transient` beside a `code`.
+        wamid: given to every acceptance in place of a new one.
+        message_status: of a paced template.
+        merge: fields put over those of an acceptance, at the top.
+        gzip: the body is compressed.
+        chunked: the body comes in chunks, without a length.
+        endless: after the answer's head there is no end of white space.
+    """
 
     record: bool | None = None
     accept: bool = False
     code: int | None = None
     http: int | None = None
+    transient: bool = False
     raw: Raw | None = None
+    wamid: str | None = None
+    message_status: str | None = None
+    merge: dict[str, Any] = {}
+    gzip: bool = False
+    chunked: bool = False
+    endless: bool = False
     cut: Cut | None = None
     reset: bool = False
     hang: bool = False

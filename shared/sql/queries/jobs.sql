@@ -69,7 +69,9 @@ SELECT coalesce(sum(unknown), 0)::bigint FROM bulk_jobs WHERE unknown > 0;
 
 -- name: lock_jobs
 -- Serialises writers of the same jobs, so that the rank read before is the rank replaced.
-SELECT number, id, chunk_size FROM bulk_jobs WHERE id = ANY ($1) ORDER BY number FOR UPDATE;
+SELECT j.number, j.id, j.chunk_size, j.sender_id, coalesce(s.parks, 0) AS parks
+FROM bulk_jobs j LEFT JOIN senders s ON s.id = j.sender_id
+WHERE j.id = ANY ($1) ORDER BY j.number FOR UPDATE OF j;
 
 -- name: move_counters
 -- Counters move by what the upsert changed and by nothing else.
@@ -90,3 +92,12 @@ WHERE id = $1 AND version < $3;
 -- Final, and every recipient logged: a dead writer's rows may come after the end itself.
 SELECT id, version FROM bulk_jobs WHERE id = ANY ($1) AND state IN ('completed', 'cancelled')
   AND sent + failed + skipped + unknown + cancelled = recipients;
+
+-- name: same_template
+-- A template belongs to a WABA; a sender whose WABA nobody has named stands for itself.
+SELECT o.id FROM bulk_jobs j JOIN senders s ON s.id = j.sender_id
+JOIN bulk_jobs o ON o.template_name = j.template_name AND o.template_language = j.template_language
+JOIN senders t ON t.id = o.sender_id
+WHERE j.id = $1 AND o.id <> j.id AND o.state NOT IN ('completed', 'cancelled')
+  AND (t.id = s.id OR t.waba_id = s.waba_id)
+ORDER BY o.number;

@@ -30,6 +30,13 @@ SELECT w.job_number, w.outcome, b.outcome AS was, w.sender, count(*)::integer AS
 FROM written w LEFT JOIN before b ON b.job_number = w.job_number AND b.position = w.position
 GROUP BY 1, 2, 3, 4;
 
+-- name: shared_wamids
+-- Graph gave one id to two recipients: nobody can say which of them was written to.
+SELECT job_id, count(*)::integer AS n FROM campaign_logs
+WHERE wamid IN (SELECT wamid FROM campaign_logs WHERE wamid = ANY ($1::text[])
+  GROUP BY wamid HAVING count(*) > 1)
+GROUP BY job_id;
+
 -- name: logged
 -- What PostgreSQL can vouch for when Redis has lost a job.
 SELECT l.position, l.outcome, l.attempts, l.reason FROM campaign_logs l
