@@ -12,7 +12,7 @@ from typing import Final, Literal
 import msgspec
 
 from api import wire
-from shared.graph_codes import FIRST_REASON, code_of_reason
+from shared.graph_codes import FIRST_REASON, code_of_reason, row_of
 from shared.models import FINAL_STATES, JobStatus, Reason
 
 Kind = Literal["snapshot", "progress", "end"]
@@ -21,9 +21,10 @@ Resume = Literal["snapshot", "nothing", "stop", "reset"]
 CODES_SHOWN: Final = 20
 NO_EVENT: Final = "0-0"
 _REASONS: Final = {int(reason): reason.name.lower() for reason in Reason}
-_TEMPLATE_CODES: Final = frozenset({132015, 132016})
 _BREAKER: Final = "breaker:"
+_STOPPED: Final = re.compile(r"([a-z]+)(_paused)?:(.+)")
 _LOW_BITS: Final = 0x7FFF
+_REFUSED: Final = 400
 _ID: Final = re.compile(r"([0-9]{1,20})-([0-9]{1,20})", re.ASCII)
 _U64: Final = 1 << 64
 
@@ -103,12 +104,11 @@ def wait_of(status: JobStatus, now_ms: int) -> wire.Wait | None:
         return wire.Wait("kill_switch", "sending is switched off")
     sender, tally = status.sender, status.tally
     if sender.paused:
-        if sender.why == "token":
-            return wire.Wait("token_invalid", "WhatsApp refuses the number's token")
-        return wire.Wait("sender_paused", "the number is paused")
+        return _stop_of(sender.why)
     if sender.blocked_until_ms > now_ms:
         until = wire.time_text(sender.blocked_until_ms)
-        return wire.Wait("sender_blocked", "WhatsApp asked the number to be silent", until=until)
+        detail = _said("WhatsApp asked the number to be silent", _cause(sender.why))
+        return wire.Wait("sender_blocked", detail, until=until)
     if status.unreachable:
         return wire.Wait("graph_unreachable", "no worker reaches WhatsApp's API")
     if not sender.known or status.reserved <= status.cursor < tally.total:
@@ -123,16 +123,48 @@ def wait_of(status: JobStatus, now_ms: int) -> wire.Wait | None:
     return None
 
 
+def _stop_of(why: str) -> wire.Wait:
+    """Return why a paused number sends nothing; `why` is a scope and a code, or people's words."""
+    scope, _, _ = why.partition(":")
+    if scope == "token":
+        detail = _said("WhatsApp refuses the number's token", _cause(why))
+        return wire.Wait("token_invalid", f"{detail}; store another one", by="system")
+    if _STOPPED.fullmatch(why):
+        whom = "the account of the number" if scope in {"waba", "app"} else "the number"
+        return wire.Wait(
+            "sender_paused", _said(f"WhatsApp stopped {whom}", _cause(why)), by="system"
+        )
+    words = "the number is paused"
+    return wire.Wait("sender_paused", f"{words}: {why}" if why not in {"", "operator"} else words)
+
+
 def _pause_of(status: JobStatus) -> wire.Wait:
     by, reason = status.by or None, status.reason
     if reason.startswith(_BREAKER):
         number = reason.removeprefix(_BREAKER)
         code = code_of_reason(int(number)) if number.isdigit() else None
-        if code in _TEMPLATE_CODES:
-            return wire.Wait("template_paused", f"WhatsApp paused the template ({code})", by=by)
         shown = f", the last with code {code}" if code else ""
         return wire.Wait("paused", f"too many failures in a row{shown}", by=by)
+    if by == "system" and _STOPPED.fullmatch(reason):
+        if reason.startswith("template"):
+            detail = _said("WhatsApp does not take the template", _cause(reason))
+            return wire.Wait("template_paused", detail, by=by)
+        return wire.Wait("paused", _said("WhatsApp refuses the whole job", _cause(reason)), by=by)
     return wire.Wait("paused", reason or "paused until somebody resumes it", by=by)
+
+
+def _cause(why: str) -> str:
+    """Return the code in `waba:80007` with Meta's meaning; '' where nobody gave one."""
+    found = _STOPPED.fullmatch(why)
+    text = found[3] if found else ""
+    if not text.isdigit():
+        return text.replace("_", " ")
+    meaning = row_of(int(text), _REFUSED).meaning
+    return f"{text}: {meaning}"
+
+
+def _said(words: str, cause: str) -> str:
+    return f"{words} ({cause})" if cause else words
 
 
 def encode(event_id: str, event: Event) -> bytes:

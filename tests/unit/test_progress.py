@@ -82,10 +82,17 @@ def test_nobody_promises_an_end_while_nothing_is_sent() -> None:
         ({"state": "paused", "by": "u1", "reason": "lunch"}, "paused"),
         ({"state": "paused", "by": "system", "reason": "breaker:16"}, "paused"),
         (
-            {"state": "paused", "by": "system", "reason": f"breaker:{reason_of(132015)}"},
+            {"state": "paused", "by": "system", "reason": "template_paused:132015"},
             "template_paused",
         ),
+        ({"state": "paused", "by": "system", "reason": "job_paused:http 413"}, "paused"),
+        ({"state": "paused", "by": "u1", "reason": "template_paused:132015"}, "paused"),
         ({"sender": msgspec.structs.replace(SENDER, paused=True, why="token")}, "token_invalid"),
+        (
+            {"sender": msgspec.structs.replace(SENDER, paused=True, why="token:190")},
+            "token_invalid",
+        ),
+        ({"sender": msgspec.structs.replace(SENDER, paused=True, why="waba:368")}, "sender_paused"),
         ({"sender": msgspec.structs.replace(SENDER, paused=True)}, "sender_paused"),
         ({"sender": msgspec.structs.replace(SENDER, blocked_until_ms=2000)}, "sender_blocked"),
     ],
@@ -94,6 +101,56 @@ def test_what_stands_in_the_way_is_named(fields: dict[str, object], reason: str)
     wait = progress.wait_of(changed(**fields), 1000)
     assert wait is not None
     assert wait.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "by", "words"),
+    [
+        (
+            {"sender": msgspec.structs.replace(SENDER, paused=True, why="token:190")},
+            "system",
+            "190: Access token expired or invalid",
+        ),
+        (
+            {"sender": msgspec.structs.replace(SENDER, paused=True, why="waba:131042")},
+            "system",
+            "account",
+        ),
+        ({"sender": msgspec.structs.replace(SENDER, paused=True, why="lunch")}, None, "lunch"),
+        (
+            {"sender": msgspec.structs.replace(SENDER, paused=True, why="sender:throttled_out")},
+            "system",
+            "throttled out",
+        ),
+        (
+            {
+                "sender": msgspec.structs.replace(
+                    SENDER, blocked_until_ms=1_795_511_671_402, why="waba:80007"
+                )
+            },
+            None,
+            "80007: WABA reached its rate limit",
+        ),
+        (
+            {"state": "paused", "by": "system", "reason": f"breaker:{reason_of(132000)}"},
+            "system",
+            "132000",
+        ),
+        (
+            {"state": "paused", "by": "system", "reason": "job_paused:131063"},
+            "system",
+            "131063: Marketing templates are disabled",
+        ),
+    ],
+)
+def test_a_wait_says_who_made_it_and_metas_own_meaning(
+    fields: dict[str, object], by: str | None, words: str
+) -> None:
+    wait = progress.wait_of(changed(**fields), 1000)
+    assert wait is not None
+    assert wait.by == by
+    assert words in wait.detail
+    assert (wait.until is not None) == (wait.reason == "sender_blocked")
 
 
 @pytest.mark.parametrize("state", ["scheduled", "cancelling", "completed", "cancelled"])
