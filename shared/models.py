@@ -276,11 +276,13 @@ class Reported(msgspec.Struct, frozen=True):
         job_state: the job's state; `gone` when its keys are no longer there, `expired` when its
             deadline has passed: then, as in any state but running or queued, nothing may start.
         applied: how many bytes the facts changed.
+        is_cut: the throttle told with it has cut the sender's rate.
     """
 
     is_owner: bool
     job_state: str
     applied: int
+    is_cut: bool = False
 
 
 class Ticked(msgspec.Struct, frozen=True):
@@ -355,12 +357,21 @@ class JobSpec(msgspec.Struct, frozen=True):
 
 
 class JobMessage(msgspec.Struct, frozen=True):
-    """What a worker must know of a job to send it: the rest travels with its claims."""
+    """What a worker must know of a job to send it: the rest travels with its claims.
+
+    Attributes:
+        sender: sender id.
+        message: encoded message.
+        on_unknown: `hold` or `resend`.
+        chunk_size: recipients a chunk.
+        due_ms: from when it might be sent: accepted or scheduled, whichever is later; epoch.
+    """
 
     sender: str
     message: bytes
     on_unknown: str
     chunk_size: int
+    due_ms: int
 
 
 class Tally(msgspec.Struct):

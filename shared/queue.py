@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -57,6 +57,7 @@ _REFUSALS: Final = ("OOM", "READONLY", "LOADING", "MISCONF", "NOAUTH", "WRONGPAS
 _decode_chunk: Final = msgspec.msgpack.Decoder(Chunk).decode
 _T = TypeVar("_T")
 _Call = tuple[str, list[Argument]]
+Observe = Callable[[str, float], None]
 
 
 def _text(value: object) -> str:
@@ -94,6 +95,7 @@ class Queue:
         settings: REDIS_URL, QUEUE_SHARDS, leases and limits.
         commands, reads: a client for scripts and one for blocking reads, for each shard.
         shebang: False where the server's Lua does not know `#!lua` (fakeredis).
+        observe: told of each round trip of a script: its name, seconds.
     """
 
     def __init__(
@@ -104,8 +106,10 @@ class Queue:
         visitors: Redis,
         *,
         shebang: bool = True,
+        observe: Observe | None = None,
     ) -> None:
         """Borrow the clients."""
+        self._observe = observe
         self.settings = settings
         self.shards = len(commands)
         self.visitors = visitors
@@ -118,14 +122,14 @@ class Queue:
         ]
 
     @classmethod
-    async def open(cls, settings: Settings) -> Queue:
+    async def open(cls, settings: Settings, observe: Observe | None = None) -> Queue:
         """Open two clients a shard and one for visitors; nothing is sent yet."""
         commands, reads = [], []
         for shard in range(settings.queue_shards):
             hook = _hold_hook(shard, settings)
             commands.append(open_redis(settings, on_connect=hook))
             reads.append(open_redis(settings, blocking=True, on_connect=hook))
-        return cls(settings, commands, reads, open_redis(settings))
+        return cls(settings, commands, reads, open_redis(settings), observe=observe)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -134,11 +138,14 @@ class Queue:
 
     # -- running scripts -------------------------------------------------------------------
 
-    async def _try(self, act: Callable[[], Awaitable[_T]], tries: int = TRIES) -> _T:
+    async def _try(
+        self, act: Callable[[], Awaitable[_T]], tries: int = TRIES, names: Iterable[str] = ()
+    ) -> _T:
         is_lost = False
         for turn in range(tries):
+            begun_s = self._clock.monotonic()
             try:
-                return await act()
+                done = await act()
             except (RedisError, OSError, TimeoutError) as error:
                 last = _error_of(error)
                 if is_lost:  # an earlier try may have come through, whatever this one met
@@ -147,12 +154,18 @@ class Queue:
                 if last.refused or turn == tries - 1:
                     raise last from error
                 await self._clock.sleep(_PAUSES_S[min(turn, 1)])
+            else:
+                if self._observe is not None:
+                    took_s = self._clock.monotonic() - begun_s
+                    for name in names:
+                        self._observe(name, took_s)
+                return done
         raise AssertionError
 
     async def _run(self, name: str, shard: int, *args: Argument) -> Any:  # noqa: ANN401 - a script's reply, narrowed by its caller
         script, client = self._scripts[name], self._commands[shard]
         full: list[Argument] = [keys.tag(shard), *args]
-        return await self._try(lambda: script.run(client, [keys.gate(shard)], full))
+        return await self._try(lambda: script.run(client, [keys.gate(shard)], full), names=(name,))
 
     async def _trip(self, shard: int, calls: Sequence[_Call]) -> list[Any]:
         """Run scripts in one pipeline; each result is looked at by itself."""
@@ -169,7 +182,7 @@ class Queue:
                     results[i] = await client.eval(self._scripts[name].text, 1, gate, tag, *args)
             return list(results)
 
-        results = await self._try(act)
+        results = await self._try(act, names={name for name, _ in calls})
         return [_error_of(x) if isinstance(x, Exception) else x for x in results]
 
     async def visit(self, script: Script, names: list[str], args: list[Argument]) -> object:
@@ -254,12 +267,13 @@ class Queue:
     async def message(self, job_id: str) -> JobMessage | None:
         """Return what a worker must know of a job to send it; None when it is gone."""
         client = self._commands[keys.shard_of(job_id)]
-        names = ["sender", "message", "on_unknown", "chunk_size"]
+        names = ["sender", "message", "on_unknown", "chunk_size", "created_ms", "scheduled_ms"]
         reply: Any = await self._try(lambda: client.hmget(keys.job(job_id), names))
-        sender, message, on_unknown, chunk_size = reply
+        sender, message, on_unknown, chunk_size, created, scheduled = reply
         if sender is None:
             return None
-        return JobMessage(_text(sender), bytes(message), _text(on_unknown), int(chunk_size))
+        due_ms = max(int(created or 0), int(scheduled or 0))
+        return JobMessage(_text(sender), bytes(message), _text(on_unknown), int(chunk_size), due_ms)
 
     async def statuses(self, job_ids: list[str]) -> list[JobStatus | None]:
         """Return what Redis knows of each job; two pipelines a shard: jobs, then their senders."""
@@ -444,7 +458,7 @@ class Queue:
         args: list[Argument] = [worker, claim.entry, claim.job, claim.chunk, facts, record]
         call = ("close" if done else "report", [*args, throttled, *rest])
         reply = await self._batches[claim.shard].run(call)
-        return Reported(_text(reply[0]) == "1", _text(reply[1]), int(reply[2]))
+        return Reported(_text(reply[0]) == "1", _text(reply[1]), int(reply[2]), bool(reply[3]))
 
     async def tick(
         self,
@@ -474,7 +488,9 @@ class Queue:
         ]
         script, client = self._scripts["tick"], self._commands[shard]
         full: list[Argument] = [keys.tag(shard), *args]
-        reply: Any = await self._try(lambda: script.run(client, [keys.gate(shard)], full), tries=1)
+        reply: Any = await self._try(
+            lambda: script.run(client, [keys.gate(shard)], full), tries=1, names=("tick",)
+        )
         return Ticked(
             wiped=_text(reply[0]) == "wiped",
             now_ms=int(reply[1]),

@@ -25,6 +25,7 @@ from worker.health import checks
 from worker.log_writer import LogWriter
 from worker.pool import Pool
 from worker.publisher import Publisher
+from worker.retry import WAITS, Waits
 from worker.scopes import Scopes
 from worker.senders import Senders
 from worker.tick import Pulse
@@ -34,8 +35,13 @@ _OFF_EVERY_S: Final = 3.0
 _log = logs.get("worker")
 
 
-async def run(settings: Settings, stop: asyncio.Event) -> None:
+async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> None:
     """Send until `stop`, then drain.
+
+    Args:
+        settings: of the process.
+        stop: set when it is to end.
+        waits: of the error policy.
 
     Raises:
         SettingsError: Redis may lose what it is told, or a port is taken.
@@ -45,7 +51,12 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     metrics = WorkerMetrics(registry)
     worker = ids.worker_name()
     async with AsyncExitStack() as stack:
-        queue = await Queue.open(settings)
+        queue = await Queue.open(
+            settings,
+            lambda name, took_s: metrics.redis_command_duration_seconds.labels(name).observe(
+                took_s
+            ),
+        )
         stack.push_async_callback(queue.close)
         await queue.require_durable()
         pool = await open_postgres(settings)
@@ -81,6 +92,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             refusals,
             sealing.derive("opaque"),
             scopes.act,
+            waits,
         )
         slots = Pool(tools, settings.worker_slots)
         live, ready = checks(queue, archive, slots, pulse, clock)

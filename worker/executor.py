@@ -97,6 +97,7 @@ class Job(NamedTuple):
     sender: str
     resend: bool
     chunk_size: int
+    due_ms: int
     make: BodyMaker
 
 
@@ -117,7 +118,7 @@ class Jobs:
         if found is None:
             return None
         make = body_for(message_of(found.message))
-        job = Job(found.sender, found.on_unknown == "resend", found.chunk_size, make)
+        job = Job(found.sender, found.on_unknown == "resend", found.chunk_size, found.due_ms, make)
         self._known[job_id] = job
         while len(self._known) > _MESSAGES_MAX:
             self._known.popitem(last=False)
@@ -168,6 +169,7 @@ class Executor:
         self._t = tools
         self._claim = claim
         self._go = go
+        self._sender: Sender | None = None
         self._todo: list[Todo] = []
         self._noted: deque[Todo] = deque()
         self._facts: list[Fact] = []
@@ -194,6 +196,15 @@ class Executor:
         """Return how many requests wait for their answer."""
         return self._calls
 
+    @property
+    def result(self) -> str:
+        """Return how the claim ended, a word of the metric `claims_total`."""
+        if not self._is_owner:
+            return "lost"
+        if self._claim.delivery >= self._t.settings.claim_deliveries_max:
+            return "poison"
+        return "handed_back" if self._is_stopping else "done"
+
     async def run(self) -> None:
         """Bring every recipient of the claim to an outcome, or back to its job."""
         t, claim, go = self._t, self._claim, self._go
@@ -211,18 +222,19 @@ class Executor:
         self._todo = planned.todo
         for fact in planned.facts:
             self._note(fact, Detail(fact.index, go.chunk.phones[fact.index], t.clock.now_ms()))
-        sender = t.senders.get(job.sender)
+        sender = self._sender = t.senders.get(job.sender)
         if sender is None or go.job_state not in ("running", "queued"):
             self._is_stopping = True
-        lanes = []
-        if self._todo and not self._is_stopping and sender is not None:
-            count = min(t.settings.bulk_concurrency, len(self._todo), self._ahead)
-            lanes = [asyncio.create_task(self._lane(job, sender)) for _ in range(count)]
-        await self._windows()
-        self._is_over = True
-        self._work.set()
-        if lanes:
-            await asyncio.gather(*lanes)
+        # A lane that breaks ends the whole claim: it is delivered again, and counts as a delivery.
+        async with asyncio.TaskGroup() as lanes:
+            if self._todo and not self._is_stopping and sender is not None:
+                late_s = (go.now_ms - job.due_ms) / 1000
+                t.metrics.message_queue_seconds.observe(max(0.0, late_s))
+                for _ in range(min(t.settings.bulk_concurrency, len(self._todo), self._ahead)):
+                    lanes.create_task(self._lane(job, sender))
+            await self._windows()
+            self._is_over = True
+            self._work.set()
         await self._close()
 
     async def _job(self) -> Job | None:
@@ -280,6 +292,9 @@ class Executor:
         intents = b"".join([Intent(x.index, x.attempt, x.in_place).pack() for x in take])
         throttled, self._throttled_ms = self._throttled_ms, None
         reported = await self._tell(packed, record, intents, throttled)
+        if reported.is_cut and self._sender is not None:
+            metrics = self._t.metrics
+            metrics.sender_rate_cuts_total.labels(metrics.sender_label(self._sender.name)).inc()
         if not reported.is_owner:
             self._is_owner = False
         if not reported.is_owner or reported.job_state not in ("running", "queued"):

@@ -127,7 +127,9 @@ class Pool:
             _log.exception("claim.broken", jobId=claim.job, chunk=claim.chunk)
         finally:
             self._executors.discard(executor)
-            self._t.metrics.claim_duration_seconds.observe(self._t.clock.monotonic() - begun_s)
+            metrics = self._t.metrics
+            metrics.claim_duration_seconds.observe(self._t.clock.monotonic() - begun_s)
+            metrics.claims_total.labels(executor.result).inc()
             self._t.pulse.drop(claim)
             self._free[shard] += 1
             self._is_free[shard].set()

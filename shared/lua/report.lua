@@ -10,7 +10,7 @@
 -- Reads    P ready, P job:<id>
 -- Writes   P job:<id>, P job:<id>:states, P sender:<id>, P sender:<id>:jobs, P outcomes, P events,
 --          P changed, P minute:<n>, P timers, P low
--- Returns  {owner, job state | gone | expired, bytes changed}
+-- Returns  {owner, job state | gone | expired, bytes changed, 1: the sender's rate was cut}
 -- Repeat   finds no difference: no change but times
 -- Cost     O(facts + intents + recipients of the chunk)
 if not state then return tell_gone() end

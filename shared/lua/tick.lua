@@ -60,7 +60,7 @@ if held == 0 then
   local mine = {}
   for i = 11, 10 + count_in_hand do mine[ARGV[i]] = true end
   for _, p in ipairs(call('XPENDING', P .. 'ready', 'workers', 'IDLE', 2000, '-', '+', num(ARGV[3]) + 64, worker)) do
-    if not mine[p[1]] then requeue(p[1], 0); requeued = requeued + 1 end
+    if not mine[p[1]] then requeue(p[1], 1); requeued = requeued + 1 end
   end
 end
 if now - num(g[8]) >= 100 or num(g[8]) > now then

@@ -12,14 +12,14 @@ local base = chunk * size
 local length = math.min(size, num(h[4]) - base)
 local bytes, delta = {}, {[0] = 0, 0, 0, 0, 0, 0, 0, 0}
 local reasons, dues, kept, applied, dirty = {}, {}, {}, 0, false
-local trips, run_now, others, trip_reason = 0, 0, 0, nil
+local trips, run_now, others, trip_reason, is_cut = 0, 0, 0, nil, 0
 
 -- The job is gone: its facts belong to the archive all the same.
 local function tell_gone()
   if #facts > 0 then
     call('XADD', P .. 'outcomes', '*', 'k', 'facts', 'j', id, 'c', int(chunk), 'z', '0', 'f', facts, 'd', record)
   end
-  return {owner and '1' or '0', 'gone', 0}
+  return {owner and '1' or '0', 'gone', 0, 0}
 end
 
 local function move(x, old, new)
@@ -75,6 +75,7 @@ local function slow_down()
     call('HSET', sk, 'ceiling', string.format('%.3f', rate), 'rate', string.format('%.3f', math.max(floor, 0.7 * rate)),
          'rate_at', int(now), 'last_cut', int(now))
     call('HINCRBY', sk, 'cuts', 1)
+    is_cut = 1
   end
   blocked = math.max(blocked, s.blocked)
   call('HSET', sk, 'blocked_until', int(blocked), 'why', 'throttled', 'bucket_ms', int(math.max(s.bucket, blocked)))
@@ -115,5 +116,5 @@ end
 local function answer()
   -- A running job past its deadline took no intents: its word must not sound like go.
   if not running and (state == 'running' or state == 'queued') then state = 'expired' end
-  return {owner and '1' or '0', state, applied}
+  return {owner and '1' or '0', state, applied, is_cut}
 end
