@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from api import auth, health, jobs, stats, stream
+from api.fleet import Fleet
 from api.guard import Runner
 from api.hub import Hub
 from api.resources import RESOURCES, Resources
@@ -137,7 +138,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         made = await open_resources(settings, stack, registry)
         await made.queue.require_durable()
-        checks = health.ready_checks(made)
+        fleet = Fleet(made)
         await stack.enter_async_context(
             management.serve(
                 settings.metrics_host,
@@ -145,8 +146,10 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                 registry=registry,
                 clock=made.clock,
                 live={},
-                ready=checks,
+                ready=health.ready_checks(made),
                 token=settings.metrics_token,
+                refresh=fleet.refresh,
+                scale=fleet.scale,
             )
         )
         runner = runner_of(application(made), settings)

@@ -8,29 +8,13 @@ from aiohttp import web
 
 from api.resources import Resources, resources
 from shared.errors import UnavailableError
-from shared.management import Check
+from shared.management import Check, shown
 from shared.migrate import steps
 
 
 def ready_checks(made: Resources) -> Mapping[str, Check]:
     """Return the checks of /readyz by name."""
     need = steps()[-1][0]
-
-    async def redis() -> None:
-        try:
-            await made.queue.probe()
-        except BaseException:
-            made.metrics.redis_up.set(0)
-            raise
-        made.metrics.redis_up.set(1)
-
-    async def postgres() -> None:
-        try:
-            await made.archive.ping()
-        except BaseException:
-            made.metrics.postgres_up.set(0)
-            raise
-        made.metrics.postgres_up.set(1)
 
     async def schema() -> None:
         have = await made.archive.schema_version()
@@ -41,6 +25,8 @@ def ready_checks(made: Resources) -> Mapping[str, Check]:
         if made.is_draining:
             raise UnavailableError("draining", "about to stop")
 
+    redis = shown(made.queue.probe, made.metrics.redis_up)
+    postgres = shown(made.archive.ping, made.metrics.postgres_up)
     return {"redis": redis, "postgres": postgres, "schema": schema, "draining": draining}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterable
 from typing import Final
 
 from aiohttp import web
@@ -18,7 +19,9 @@ from shared.models import SenderStatus, ServerInfo, ShardStats
 _MINUTE_MS: Final = 60_000
 _HOUR: Final = 60
 _OUTCOMES: Final = ("sent", "failed", "skipped", "cancelled", "unknown")
-_STATES: Final = ("scheduled", "queued", "running", "paused", "cancelling")
+STATES: Final = ("scheduled", "queued", "running", "paused", "cancelling")
+# Recipients in flight are read of so many jobs at most, those that run first.
+ACTIVE_MAX: Final = 2000
 _REDIS_S: Final = 2.0
 # Counts by minute are kept for 25 h; `today` is the UTC day, at most 24 h of them.
 _DAY: Final = 1440
@@ -37,22 +40,22 @@ async def collect(made: Resources) -> wire.Stats:
     minute = now_ms // _MINUTE_MS
     minutes = [minute - back for back in range(max(_HOUR, minute % _DAY) + 1)]
     shards, info, streams = await _redis(made, minutes)
-    rows, jobs, version = await _postgres(made)
+    rows, jobs, active, version = await _postgres(made)
+    in_flight, retrying = await _phases(made, active) if shards else (0, 0)
     today = minute % _DAY + 1
     outcomes = {
         name: sum(m.get(name, 0) for shard in shards for m in shard.minutes[:today])
         for name in _OUTCOMES
     }
     senders = {status.id: status for shard in shards for status in shard.senders}
-    workers = sum(len(shard.workers) for shard in shards)
+    workers = alive(shards, made.settings.worker_lease_ms)
     slots = sum(shard.slots for shard in shards)
     backlog = sum(status.backlog for status in senders.values())
-    counts = _phases(shards, backlog)
-    demand = _demand(made, senders)
+    demand = demand_of(senders.values(), made.settings.target_drain_s)
     busy, size = made.archive.pool_sizes()
     return wire.Stats(
         at=wire.time_text(now_ms) or "",
-        jobs={state: jobs.get(state, 0) for state in _STATES}
+        jobs={state: jobs.get(state, 0) for state in STATES}
         | {"queued": jobs.get("queued", 0) + jobs.get("accepted", 0)},
         messages=wire.Messages(
             last_minute=_sent(shards, 1, 2),
@@ -60,11 +63,12 @@ async def collect(made: Resources) -> wire.Stats:
             today=outcomes["sent"],
         ),
         outcomes_today=outcomes,
-        backlog=counts,
+        # What nobody has begun or put off is queued.
+        backlog=wire.Backlog(max(0, backlog - in_flight - retrying), in_flight, retrying),
         demand=wire.Demand(
             messages_per_second=round(demand, 1),
-            wanted_workers=math.ceil(demand / made.settings.worker_rate) if demand else 0,
-            workers=workers,
+            wanted_workers=wanted_of(demand, backlog, made.settings.worker_rate),
+            workers=len(workers),
             slots=slots,
             busy_slots=sum(status.outstanding for status in senders.values()),
         ),
@@ -99,35 +103,58 @@ async def _redis(
         return [], None, (made.hub.connections, made.hub.users, 0)
 
 
-async def _postgres(made: Resources) -> tuple[list[SenderRow], dict[str, int], str]:
+async def _postgres(
+    made: Resources,
+) -> tuple[list[SenderRow], dict[str, int], list[str], str]:
     try:
         rows = await made.archive.senders()
         jobs = await made.archive.counts_by_state()
-        return rows, jobs, await made.archive.server_version()
+        active = await made.archive.active_jobs(ACTIVE_MAX)
+        return rows, jobs, active, await made.archive.server_version()
     except ArchiveError:
-        return [], {}, ""
+        return [], {}, [], ""
+
+
+async def _phases(made: Resources, active: list[str]) -> tuple[int, int]:
+    try:
+        async with asyncio.timeout(_REDIS_S):
+            return await made.queue.phases(active)
+    except (QueueError, TimeoutError):
+        return 0, 0
 
 
 def _sent(shards: list[ShardStats], first: int, last: int) -> int:
     return sum(m.get("sent", 0) for shard in shards for m in shard.minutes[first:last])
 
 
-def _phases(shards: list[ShardStats], backlog: int) -> wire.Backlog:
-    """Return the backlog by phase; what nobody has begun or put off is queued."""
-    in_flight = sum(getattr(shard, "in_flight", 0) for shard in shards)
-    retrying = sum(getattr(shard, "retrying", 0) for shard in shards)
-    return wire.Backlog(max(0, backlog - in_flight - retrying), in_flight, retrying)
+def alive(shards: Iterable[ShardStats], lease_ms: int) -> frozenset[str]:
+    """Return the workers whose lease runs; each ticks on every shard, and the last to die stays."""
+    ages = [item for shard in shards for item in shard.workers.items()]
+    return frozenset(name for name, age_ms in ages if age_ms <= lease_ms)
 
 
-def _demand(made: Resources, senders: dict[str, SenderStatus]) -> float:
-    """Return the rate that drains the backlog in TARGET_DRAIN_S, no faster than senders may."""
+def demand_of(senders: Iterable[SenderStatus], drain_s: float) -> float:
+    """Return the messages per second that drain the backlog in `drain_s`, as far as senders may.
+
+    >>> demand_of([SenderStatus("a", rate_max=5.0, backlog=600), SenderStatus("b", backlog=6)], 60)
+    5.1
+    """
     total = 0.0
-    for status in senders.values():
+    for status in senders:
         if not status.backlog or status.paused:
             continue
-        wanted = status.backlog / made.settings.target_drain_s
+        wanted = status.backlog / drain_s
         total += min(wanted, status.rate_max) if status.rate_max else wanted
     return total
+
+
+def wanted_of(demand: float, backlog: int, worker_rate: float) -> int:
+    """Return how many workers the demand needs; one at least while anybody waits.
+
+    >>> [wanted_of(1001, 9, 500), wanted_of(0, 9, 500), wanted_of(0, 0, 500)]
+    [3, 1, 0]
+    """
+    return max(math.ceil(demand / worker_rate), 1 if backlog else 0)
 
 
 def _sender(row: SenderRow, status: SenderStatus | None, made: Resources) -> wire.SenderFigures:

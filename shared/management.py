@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from shared.clock import Clock
@@ -24,6 +24,20 @@ Refresh = Callable[[], Awaitable[None]]
 Scale = Callable[[], Awaitable[Mapping[str, float]]]
 _CHECK_S: Final = 1.0
 _CACHE_S: Final = 1.0
+
+
+def shown(check: Check, gauge: Gauge) -> Check:
+    """Return the check that also sets a gauge: 1 when it is well, else 0."""
+
+    async def checked() -> None:
+        try:
+            await check()
+        except BaseException:  # a cancelled one, which took too long, is not well either
+            gauge.set(0)
+            raise
+        gauge.set(1)
+
+    return checked
 
 
 class CheckResult(msgspec.Struct, frozen=True):

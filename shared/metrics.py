@@ -223,6 +223,9 @@ class ApiMetrics(_Both):
             "archive_lag_seconds", "Fleet: age of the oldest outcome not in PostgreSQL"
         )
         self.inbox_age_seconds = gauge("inbox_age_seconds", "Fleet: age of the oldest webhook")
+        self.postgres_table_bytes = gauge(
+            "postgres_table_bytes", "Fleet: size of a table with its indexes", "table"
+        )
         self.redis_memory_used_bytes = gauge("redis_memory_used_bytes", "Fleet: memory in use")
         self.redis_memory_max_bytes = gauge("redis_memory_max_bytes", "Fleet: maxmemory; 0 = none")
         self.redis_persistence_ok = gauge(
