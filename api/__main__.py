@@ -8,11 +8,12 @@ import sys
 
 import uvloop
 
-from api.app import ours, run
+from api.app import run
 from shared import logs
 from shared import settings as settings_module
 from shared.errors import DrumbeatError
 from shared.lifeline import watch_stdin
+from shared.metrics import ours
 from shared.settings import Settings
 
 

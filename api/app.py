@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import platform
 from contextlib import AsyncExitStack
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from aiohttp import web
@@ -27,7 +25,7 @@ from shared.connect import open_postgres
 from shared.errors import QueueError, SettingsError
 from shared.ids import Ids
 from shared.management import Checks
-from shared.metrics import ApiMetrics
+from shared.metrics import ApiMetrics, ours
 from shared.phone import PossibleLengths
 from shared.queue import Queue
 from shared.settings import Settings
@@ -71,14 +69,6 @@ def application(made: Resources, routes: tuple[Route, ...] = ROUTES) -> web.Appl
     return app
 
 
-def ours() -> str:
-    """Return our version."""
-    try:
-        return version("drumbeat")
-    except PackageNotFoundError:
-        return "0"
-
-
 async def open_resources(
     settings: Settings, stack: AsyncExitStack, registry: CollectorRegistry
 ) -> Resources:
@@ -90,7 +80,6 @@ async def open_resources(
     if not settings.bulk_secret_key:
         raise SettingsError("BULK_SECRET_KEY is needed, 32 bytes or more: `openssl rand -hex 32`")
     clock, ids, metrics = Clock(), Ids(), ApiMetrics(registry)
-    metrics.build_info.labels(ours(), "", platform.python_version()).set(1)
     queue = await Queue.open(settings)
     stack.push_async_callback(queue.close)
     pool = await open_postgres(settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from prometheus_client import (
@@ -19,6 +21,14 @@ _CLAIM: Final = (*B1, 30.0, 60.0)
 _REDIS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0)
 # Prometheus keeps each value of a label for ever: sixteen thousand senders must not be labels.
 SENDERS_MAX: Final = 20
+
+
+def ours() -> str:
+    """Return our version."""
+    try:
+        return version("drumbeat")
+    except PackageNotFoundError:
+        return "0"
 
 
 class _Declared:
@@ -67,6 +77,7 @@ class _Both(_Declared):
         self.build_info = self._gauge(
             "build_info", "Always 1; says what runs", "version", "revision", "python"
         )
+        self.build_info.labels(ours(), "", platform.python_version()).set(1)
 
 
 class WorkerMetrics(_Both):

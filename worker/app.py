@@ -96,6 +96,14 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         )
         slots = Pool(tools, settings.worker_slots)
         live, ready = checks(queue, archive, slots, pulse, clock)
+        ready["redis"] = management.shown(ready["redis"], metrics.redis_up)
+        ready["postgres"] = management.shown(ready["postgres"], metrics.postgres_up)
+        asked = management.Checks(ready, clock)
+
+        async def probe() -> None:
+            """Set what the checks show: nobody else may ask for readiness."""
+            await asked.run()
+
         await stack.enter_async_context(
             management.serve(
                 settings.metrics_host,
@@ -105,6 +113,7 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
                 live=live,
                 ready=ready,
                 token=settings.metrics_token,
+                refresh=probe,
             )
         )
         for shard in range(queue.shards):
@@ -112,11 +121,17 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         _log.info("worker.started", worker=worker, sandbox=settings.is_sandbox)
         writer = LogWriter(queue, archive, settings, clock, metrics, worker)
         publisher = Publisher(queue, archive, settings, clock, ids, senders)
-        await _together(stop, tools, slots, pulse, [writer.run, publisher.run, senders.run])
+        sides = [writer.run, publisher.run, senders.run]
+        await _together(stop, tools, slots, pulse, archive, sides)
 
 
 async def _together(
-    stop: asyncio.Event, tools: Tools, slots: Pool, pulse: Pulse, sides: list[Any]
+    stop: asyncio.Event,
+    tools: Tools,
+    slots: Pool,
+    pulse: Pulse,
+    archive: Archive,
+    sides: list[Any],
 ) -> None:
     """Run all until `stop`; the side tasks outlive the slots, whose last facts they must write."""
     drained = asyncio.Event()
@@ -128,14 +143,20 @@ async def _together(
             drained.set()
 
     async def watch() -> None:
+        clock = tools.clock
         while not drained.is_set():
             tools.metrics.worker_slots.set(tools.settings.worker_slots)
             tools.metrics.worker_busy_slots.set(slots.busy)
             tools.metrics.graph_in_flight.set(slots.in_the_air)
-            age_s = tools.clock.monotonic() - pulse.last_good_s
-            tools.metrics.tick_age_seconds.set(age_s)
+            tools.metrics.tick_age_seconds.set(clock.monotonic() - pulse.last_good_s)
+            busy, size = archive.pool_sizes()
+            tools.metrics.postgres_pool_connections.labels("busy").set(busy)
+            tools.metrics.postgres_pool_connections.labels("idle").set(size - busy)
             tools.refusals.flush_if_due()
-            await tools.clock.sleep(1.0)
+            before_s = clock.monotonic()
+            await clock.sleep(1.0)
+            late_s = clock.monotonic() - before_s - 1.0
+            tools.metrics.event_loop_lag_seconds.observe(max(0.0, late_s))
         tools.refusals.flush()
 
     work: list[Coroutine[Any, Any, None]] = [send(), watch(), pulse.run(drained)]

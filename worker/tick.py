@@ -119,13 +119,14 @@ class Pulse:
             await self._clock.sleep(every_s)
 
     async def _tick(self, shard: int) -> None:
-        sent_s = self._clock.monotonic()
+        sent_s, shards = self._clock.monotonic(), self._queue.shards
         claims = self.in_hand[shard]
         try:
             ticked = await self._queue.tick(
                 shard,
                 self.worker,
-                slots=self._settings.worker_slots // self._queue.shards or 1,
+                # None of them is free for what is released from now on.
+                slots=0 if self.is_draining else self._settings.worker_slots // shards or 1,
                 told=self._told[shard],
                 entries=list(claims),
                 jobs=sorted({claim.job for claim in claims.values()}),

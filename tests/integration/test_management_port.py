@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -13,7 +15,8 @@ from shared.clock import Clock
 from shared.errors import SettingsError
 from shared.management import serve
 from shared.metrics import ApiMetrics
-from shared.settings import Secret
+from shared.settings import Secret, Settings
+from tests.conftest import Processes
 
 
 def free_port() -> int:
@@ -70,6 +73,35 @@ async def test_metrics_and_scale_ask_for_the_token_and_health_does_not() -> None
         for path in ("/livez", "/readyz"):
             async with client.get(path) as answer:
                 assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+
+
+async def test_a_worker_is_scraped_with_its_stores_its_loop_and_what_runs(
+    settings: Settings, processes: Processes, eventually: Callable[..., Awaitable[Any]]
+) -> None:
+    port = free_port()
+    assert settings.redis_url
+    worker = processes.worker(METRICS_PORT=str(port), GRAPH_BASE_URL="http://127.0.0.1:9")
+
+    async def scraped() -> str:
+        try:
+            async with aiohttp.request("GET", f"http://127.0.0.1:{port}/metrics") as answer:
+                assert answer.status == 200
+                return await answer.text()
+        except aiohttp.ClientConnectionError:
+            return ""
+
+    async def is_told() -> bool:
+        text = await scraped()
+        return (
+            "drumbeat_redis_up 1.0" in text
+            and "drumbeat_postgres_up 1.0" in text
+            and "drumbeat_event_loop_lag_seconds_count 0.0" not in text
+            and 'drumbeat_build_info{python="3.' in text
+            and 'drumbeat_postgres_pool_connections{state="idle"}' in text
+        )
+
+    await eventually(is_told, within_s=20)
+    assert worker.is_running
 
 
 async def test_not_ready_names_what_failed_and_verbose_says_why() -> None:

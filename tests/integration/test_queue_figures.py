@@ -6,12 +6,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
 from shared import keys
 from shared.clock import Clock
 from shared.ids import Ids
+from shared.metrics import WorkerMetrics
 from shared.models import Chunk, Go, Intent, JobSpec, Waiting
 from shared.queue import Queue
+from shared.settings import Settings
+from worker.tick import Pulse
 
 
 async def test_a_switch_holds_until_its_process_is_gone_or_an_operator_lifts_it(
@@ -59,3 +63,15 @@ async def test_claims_nobody_has_are_told_from_those_in_hand(
     # The oldest entry of the stream is older still, but somebody has it.
     assert len(await queue.claim(0, "w1", 1, 50)) == 1
     assert (await queue.waiting(0))[:2] == (2, 0)
+
+
+async def test_a_worker_that_drains_is_told_from_those_that_take_more(
+    queue: Queue, settings: Settings
+) -> None:
+    await queue.give_born(0, "b")
+    pulse = Pulse(queue, "w1", settings, Clock(), WorkerMetrics(CollectorRegistry()))
+    await pulse._tick(0)
+    assert (await queue.waiting(0)).draining == []
+    pulse.is_draining = True
+    await pulse._tick(0)
+    assert (await queue.waiting(0)).draining == ["w1"]
