@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Literal, TypeVar, cast
 
-import msgspec
 from redis.asyncio import Connection, Redis
 from redis.exceptions import (
     NoScriptError,
@@ -26,25 +23,32 @@ from shared.connect import open_redis
 from shared.errors import QueueError, SettingsError
 from shared.models import (
     Begun,
-    Chunk,
     Claim,
     ControlResult,
     EventNote,
-    Go,
     JobMessage,
     JobSpec,
     JobStatus,
     OutcomeEntry,
-    Refused,
     Reported,
     SenderStatus,
     ServerInfo,
     ShardStats,
     SubmitResult,
-    Tally,
     Ticked,
-    Wait,
     Waiting,
+)
+from shared.replies import (
+    age_of,
+    begun_of,
+    claim_of,
+    entries_of,
+    hash_of,
+    outcome_of,
+    sender_of,
+    status_of,
+    submitted_of,
+    text_of,
 )
 from shared.scripts import NAMES, Argument, Script
 from shared.settings import Settings
@@ -52,28 +56,10 @@ from shared.settings import Settings
 # A script may run twice, so the door repeats it: at most 3 tries within 2 s (pitfalls R1).
 TRIES: Final = 3
 _PAUSES_S: Final = (0.1, 0.5)
-SPEED_TAU_MS: Final = 5000  # time constant of the moving average in parts/states.lua
 _REFUSALS: Final = ("OOM", "READONLY", "LOADING", "MISCONF", "NOAUTH", "WRONGPASS", "NOPERM")
-_decode_chunk: Final = msgspec.msgpack.Decoder(Chunk).decode
 _T = TypeVar("_T")
 _Call = tuple[str, list[Argument]]
 Observe = Callable[[str, float], None]
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _pairs(flat: Sequence[object]) -> dict[str, bytes]:
-    return {_text(flat[i]): cast("bytes", flat[i + 1]) for i in range(0, len(flat), 2)}
-
-
-def _int(fields: dict[str, bytes], name: str) -> int:
-    return int(float(fields.get(name) or 0))
-
-
-def _float(fields: dict[str, bytes], name: str) -> float:
-    return float(fields.get(name) or 0)
 
 
 def _error_of(error: Exception) -> QueueError:
@@ -197,8 +183,8 @@ class Queue:
 
     async def submit(self, spec: JobSpec) -> SubmitResult:
         """Make a staged job known and release its first portions."""
-        reply = await self._run("submit", keys.shard_of(spec.id), spec.id, *_hash_of(spec))
-        return _submitted(reply)
+        reply = await self._run("submit", keys.shard_of(spec.id), spec.id, *hash_of(spec))
+        return submitted_of(reply)
 
     async def restore(
         self, spec: JobSpec, states: bytes, cursor: int, counters: dict[str, int]
@@ -213,9 +199,9 @@ class Queue:
             cursor,
             len(flat),
             *flat,
-            *_hash_of(spec),
+            *hash_of(spec),
         )
-        return _submitted(reply)
+        return submitted_of(reply)
 
     async def control(
         self, job_id: str, action: str, *, by: str = "", reason: str = "", value: str = ""
@@ -224,8 +210,8 @@ class Queue:
         kind, state, version, event = await self._run(
             "control", keys.shard_of(job_id), job_id, action, by, reason, value
         )
-        word = cast("Literal['ok', 'same', 'conflict', 'gone']", _text(kind))
-        return ControlResult(word, _text(state), int(version), _text(event))
+        word = cast("Literal['ok', 'same', 'conflict', 'gone']", text_of(kind))
+        return ControlResult(word, text_of(state), int(version), text_of(event))
 
     async def reserve(self, job_id: str, mark: int) -> None:
         """Raise the position up to which a job may be released."""
@@ -273,19 +259,21 @@ class Queue:
         if sender is None:
             return None
         due_ms = max(int(created or 0), int(scheduled or 0))
-        return JobMessage(_text(sender), bytes(message), _text(on_unknown), int(chunk_size), due_ms)
+        return JobMessage(
+            text_of(sender), bytes(message), text_of(on_unknown), int(chunk_size), due_ms
+        )
 
     async def statuses(self, job_ids: list[str]) -> list[JobStatus | None]:
         """Return what Redis knows of each job; two pipelines a shard: jobs, then their senders."""
         found: dict[str, JobStatus] = {}
         for shard, ids in self._by_shard(job_ids).items():
             hashes, gate, now_ms = await self._read_hashes(shard, ids)
-            known = sorted({_text(h["sender"]) for h in hashes if h})
+            known = sorted({text_of(h["sender"]) for h in hashes if h})
             senders = {s.id: s for s in await self._sender_statuses(shard, known)}
             for job_id, fields in zip(ids, hashes, strict=True):
                 if fields:
-                    sender = senders[_text(fields["sender"])]
-                    found[job_id] = _status_of(job_id, fields, sender, gate, now_ms)
+                    sender = senders[text_of(fields["sender"])]
+                    found[job_id] = status_of(job_id, fields, sender, gate, now_ms)
         return [found.get(job_id) for job_id in job_ids]
 
     async def _read_hashes(
@@ -305,7 +293,7 @@ class Queue:
         *raw, gate, switched, time = await self._try(act)
         off = b"1" if gate[0] == b"1" or switched else b""
         now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
-        hashes = [{_text(k): v for k, v in h.items()} for h in raw]
+        hashes = [{text_of(k): v for k, v in h.items()} for h in raw]
         return hashes, {"off": off, "unreachable": gate[1] or b""}, now_ms
 
     # -- senders ---------------------------------------------------------------------------
@@ -337,7 +325,7 @@ class Queue:
         reply = await self._run(
             "sender", shard, sender_id, version, rate, burst, int(paused), why, blocked_until_ms
         )
-        return _text(reply) == "1"
+        return text_of(reply) == "1"
 
     async def sender_versions(self, shard: int, ids: list[str]) -> list[int]:
         """Return the version Redis has of each sender; 0 = none."""
@@ -370,8 +358,8 @@ class Queue:
         raw = await self._try(act)
         out = []
         for i, sender_id in enumerate(ids):
-            fields = {_text(k): v for k, v in raw[2 * i].items()}
-            out.append(_sender_of(sender_id, fields, int(raw[2 * i + 1])))
+            fields = {text_of(k): v for k, v in raw[2 * i].items()}
+            out.append(sender_of(sender_id, fields, int(raw[2 * i + 1])))
         return out
 
     # -- claims ----------------------------------------------------------------------------
@@ -384,10 +372,10 @@ class Queue:
             reply = await client.xreadgroup(
                 keys.GROUP_WORKERS, worker, {key: ">"}, count=count, block=block_ms
             )
-            return _entries(reply)
+            return entries_of(reply)
 
         entries = await self._read(shard, act, keys.GROUP_WORKERS, key)
-        return [_claim_of(shard, entry, fields) for entry, fields in entries]
+        return [claim_of(shard, entry, fields) for entry, fields in entries]
 
     async def _read(
         self, shard: int, act: Callable[[], Awaitable[list[Any]]], group: str, key: str
@@ -427,7 +415,7 @@ class Queue:
                 for c in claims
             )
         )
-        return [_begun(reply) for reply in replies]
+        return [begun_of(reply) for reply in replies]
 
     async def report(
         self,
@@ -458,7 +446,7 @@ class Queue:
         args: list[Argument] = [worker, claim.entry, claim.job, claim.chunk, facts, record]
         call = ("close" if done else "report", [*args, throttled, *rest])
         reply = await self._batches[claim.shard].run(call)
-        return Reported(_text(reply[0]) == "1", _text(reply[1]), int(reply[2]), bool(reply[3]))
+        return Reported(text_of(reply[0]) == "1", text_of(reply[1]), int(reply[2]), bool(reply[3]))
 
     async def tick(
         self,
@@ -492,28 +480,28 @@ class Queue:
             lambda: script.run(client, [keys.gate(shard)], full), tries=1, names=("tick",)
         )
         return Ticked(
-            wiped=_text(reply[0]) == "wiped",
+            wiped=text_of(reply[0]) == "wiped",
             now_ms=int(reply[1]),
-            run=_text(reply[2]),
+            run=text_of(reply[2]),
             held_ms=int(reply[3]),
-            off=_text(reply[4]) == "1",
+            off=text_of(reply[4]) == "1",
             next_timer_ms=int(reply[5]),
-            stop=[_text(job) for job in reply[6]],
-            reaped=[_text(name) for name in reply[7]],
+            stop=[text_of(job) for job in reply[6]],
+            reaped=[text_of(name) for name in reply[7]],
             requeued=int(reply[8]),
         )
 
     async def leave(self, shard: int, worker: str) -> bool:
         """Put back what a worker holds and forget it; False: call again."""
-        return _text(await self._run("leave", shard, worker)) == "1"
+        return text_of(await self._run("leave", shard, worker)) == "1"
 
     async def hold(self, shard: int, run: str) -> str:
         """Say which server answers; returns `born`. What every new connection does first."""
-        return _text(await self._run("hold", shard, run, self.settings.worker_lease_ms))
+        return text_of(await self._run("hold", shard, run, self.settings.worker_lease_ms))
 
     async def switch(self, shard: int, process: str, for_ms: int) -> bool:
         """Switch sending off in a process's name for `for_ms` (0 = on again); returns: is off."""
-        return _text(await self._run("switch", shard, process, for_ms)) == "1"
+        return text_of(await self._run("switch", shard, process, for_ms)) == "1"
 
     # -- outcomes and events ----------------------------------------------------------------
 
@@ -521,7 +509,7 @@ class Queue:
         """Return jobs close to their mark as (job, reserved, step); two round trips."""
         client = self._commands[shard]
         members = await self._try(lambda: client.srandmember(keys.low(shard), count))
-        ids = [_text(member) for member in members or []]
+        ids = [text_of(member) for member in members or []]
         if not ids:
             return []
 
@@ -555,10 +543,10 @@ class Queue:
             reply = await client.xreadgroup(
                 keys.GROUP_ARCHIVE, consumer, {key: start}, count=count, block=block_ms
             )
-            return _entries(reply)
+            return entries_of(reply)
 
         entries = await self._read(shard, act, keys.GROUP_ARCHIVE, key)
-        return [_outcome_of(entry, fields) for entry, fields in entries]
+        return [outcome_of(entry, fields) for entry, fields in entries]
 
     async def claim_stale_outcomes(
         self, shard: int, consumer: str, cursor: str, idle_ms: int = 30_000
@@ -577,9 +565,9 @@ class Queue:
         except (RedisError, OSError, TimeoutError) as error:
             raise _error_of(error) from error
         entries = [
-            _outcome_of(_text(e), {_text(k): v for k, v in f.items()}) for e, f in reply[1] if f
+            outcome_of(text_of(e), {text_of(k): v for k, v in f.items()}) for e, f in reply[1] if f
         ]
-        return _text(reply[0]), entries
+        return text_of(reply[0]), entries
 
     async def ack_outcomes(self, shard: int, entries: list[str]) -> None:
         """Acknowledge and delete entries whose effect is committed."""
@@ -603,14 +591,14 @@ class Queue:
 
         async def act() -> list[Any]:
             reply = await client.xread({key: after}, count=count, block=block_ms)
-            return _entries(reply)
+            return entries_of(reply)
 
         try:
             entries = await act()
         except (RedisError, OSError, TimeoutError) as error:
             raise _error_of(error) from error
         return [
-            EventNote(entry, _text(fields["j"]), fields.get("e") == b"1")
+            EventNote(entry, text_of(fields["j"]), fields.get("e") == b"1")
             for entry, fields in entries
         ]
 
@@ -618,14 +606,14 @@ class Queue:
         """Return the id of the newest change note; `0-0` when there is none."""
         client = self._commands[shard]
         last = await self._try(lambda: client.xrevrange(keys.events(shard), count=1))
-        return _text(last[0][0]) if last else "0-0"
+        return text_of(last[0][0]) if last else "0-0"
 
     # -- the server ------------------------------------------------------------------------
 
     async def born(self, shard: int) -> str:
         """Return the id written when the shard was first used; '' after a wipe."""
         client = self._commands[shard]
-        return _text(await self._try(lambda: client.hget(keys.gate(shard), "born")) or b"")
+        return text_of(await self._try(lambda: client.hget(keys.gate(shard), "born")) or b"")
 
     async def give_born(self, shard: int, born: str) -> str:
         """Write `born` if there is none; return the one in force."""
@@ -703,12 +691,12 @@ class Queue:
             outcomes=outcomes,
             outcomes_pending=await self._pending(shard),
             events=events,
-            ready_age_ms=_age(now_ms, head),
-            outcomes_age_ms=_age(now_ms, oldest),
-            workers={_text(w): max(0, now_ms - int(at)) for w, at in workers},
+            ready_age_ms=age_of(now_ms, head),
+            outcomes_age_ms=age_of(now_ms, oldest),
+            workers={text_of(w): max(0, now_ms - int(at)) for w, at in workers},
             slots=sum(int(n) for n in slots),
             senders=await self._sender_statuses(shard, sender_ids),
-            minutes=[{_text(k): int(v) for k, v in c.items()} for c in counts],
+            minutes=[{text_of(k): int(v) for k, v in c.items()} for c in counts],
             is_off=off == b"1" or bool(switched),
         )
 
@@ -748,11 +736,11 @@ class Queue:
         group: dict[str, Any] = next(
             (g for g in groups if g["name"] == keys.GROUP_WORKERS.encode()), {}
         )
-        after = _text(group.get("last-delivered-id", b"0-0"))
+        after = text_of(group.get("last-delivered-id", b"0-0"))
         head: Any = await self._try(lambda: client.xrange(key, min=f"({after}", count=1))
         now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
-        draining = [_text(name) for name, count in slots.items() if count == b"0"]
-        return Waiting(int(group.get("pending", 0)), _age(now_ms, head), draining)
+        draining = [text_of(name) for name, count in slots.items() if count == b"0"]
+        return Waiting(int(group.get("pending", 0)), age_of(now_ms, head), draining)
 
     async def phases(self, job_ids: Sequence[str]) -> tuple[int, int]:
         """Return recipients in flight and retrying, summed over jobs; one pipeline a shard."""
@@ -787,7 +775,7 @@ class Queue:
 
         async def act() -> None:
             async for key in client.scan_iter(match=f"{prefix}*", count=500):
-                name = _text(key)[len(prefix) :]
+                name = text_of(key)[len(prefix) :]
                 if not name.endswith(":jobs"):
                     found.add(name)
 
@@ -811,7 +799,7 @@ def _hold_hook(shard: int, settings: Settings) -> Callable[[Connection], Awaitab
         await connection.on_connect()
         await connection.send_command("INFO", "server")
         info = await connection.read_response()
-        text = _text(info if not isinstance(info, dict) else "")
+        text = text_of(info if not isinstance(info, dict) else "")
         run = next(
             (line[7:].strip() for line in text.splitlines() if line.startswith("run_id:")), ""
         )
@@ -821,165 +809,3 @@ def _hold_hook(shard: int, settings: Settings) -> Callable[[Connection], Awaitab
         await connection.read_response()
 
     return hook
-
-
-def _hash_of(spec: JobSpec) -> list[Argument]:
-    return [
-        "sender", spec.sender, "owner", spec.owner, "recipients", spec.recipients,
-        "chunk_size", spec.chunk_size, "reserved", spec.reserved, "step", spec.step,
-        "message", spec.message, "vars", msgspec.json.encode(spec.vars),
-        "rate", spec.rate, "weight", spec.weight, "scheduled_ms", spec.scheduled_ms,
-        "expires_ms", spec.expires_ms, "on_unknown", spec.on_unknown,
-        "created_ms", spec.created_ms, "version", spec.version,
-    ]  # fmt: skip
-
-
-def _submitted(reply: Any) -> SubmitResult:  # noqa: ANN401 - redis-py's reply
-    kind = cast("Literal['made', 'exists', 'missing']", _text(reply[0]))
-    return SubmitResult(kind, _text(reply[1]), _text(reply[2]), int(reply[3]))
-
-
-def _entries(reply: Any) -> list[tuple[str, dict[str, bytes]]]:  # noqa: ANN401 - redis-py's
-    """Return the entries of one stream, from either shape of redis-py's answer."""
-    if not reply:
-        return []
-    rows = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    if rows and isinstance(rows[0], list) and rows[0] and isinstance(rows[0][0], (list, tuple)):
-        rows = rows[0]
-    return [
-        (_text(entry), {_text(k): v for k, v in fields.items()}) for entry, fields in rows if fields
-    ]
-
-
-def _claim_of(shard: int, entry: str, f: dict[str, bytes]) -> Claim:
-    return Claim(
-        shard=shard,
-        entry=entry,
-        job=_text(f["j"]),
-        chunk=int(f["c"]),
-        offsets=f["o"],
-        size=int(f["n"]),
-        start_ms=int(f["s"]),
-        gap_us=int(f["g"]),
-        delivery=int(f["d"]),
-    )
-
-
-def _begun(reply: Any) -> Begun:  # noqa: ANN401 - redis-py's reply
-    word = _text(reply[0])
-    if word == "wait":
-        return Wait(int(reply[1]))
-    if word != "go":
-        return Refused(cast("Literal['lost', 'gone', 'back']", word))
-    return Go(
-        now_ms=int(reply[1]),
-        start_ms=int(reply[2]),
-        gap_us=int(reply[3]),
-        job_state=_text(reply[4]),
-        expires_ms=int(float(reply[5])),
-        chunk=_decode_chunk(reply[6]),
-        states=reply[7],
-    )
-
-
-def _outcome_of(entry: str, f: dict[str, bytes]) -> OutcomeEntry:
-    kind, job = _text(f["k"]), _text(f["j"])
-    if kind == "facts":
-        return OutcomeEntry(
-            entry,
-            "facts",
-            job,
-            chunk=int(f["c"]),
-            chunk_size=int(f["z"]),
-            facts=f["f"],
-            record=f["d"],
-        )
-    if kind == "range":
-        packed = f["p"]
-        numbers = struct.unpack(f">{len(packed) // 4}I", packed)
-        pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
-        return OutcomeEntry(
-            entry, "range", job, state=int(f["s"]), reason=int(f["r"]), ranges=pairs
-        )
-    return OutcomeEntry(
-        entry,
-        "state",
-        job,
-        job_state=_text(f["s"]),
-        version=int(f["v"]),
-        by=_text(f["b"]),
-        text=_text(f["r"]),
-        event=_text(f["e"]),
-        at_ms=int(f["t"]),
-        started_ms=int(float(f["a"])),
-        finished_ms=int(float(f["f"])),
-    )
-
-
-def _sender_of(sender_id: str, f: dict[str, bytes], jobs: int) -> SenderStatus:
-    return SenderStatus(
-        id=sender_id,
-        rate=_float(f, "rate_now") or _float(f, "rate_max"),
-        rate_max=_float(f, "rate_max"),
-        paused=f.get("paused") == b"1",
-        why=_text(f.get("why", b"")),
-        blocked_until_ms=_int(f, "blocked_until"),
-        jobs=jobs,
-        backlog=max(0, _int(f, "backlog")),
-        outstanding=_int(f, "outstanding"),
-        known="rate_max" in f,
-    )
-
-
-def tally_of(f: dict[str, bytes]) -> Tally:
-    """Return the counters of a job's hash; what is in none of them is queued."""
-    t = Tally(
-        total=_int(f, "recipients"),
-        in_flight=_int(f, "in_flight"),
-        retrying=_int(f, "retrying"),
-        sent=_int(f, "sent"),
-        failed=_int(f, "failed"),
-        skipped=_int(f, "skipped"),
-        cancelled=_int(f, "cancelled"),
-        unknown=_int(f, "unknown"),
-    )
-    t.queued = t.total - t.in_flight - t.retrying - t.done
-    return t
-
-
-def _status_of(
-    job_id: str, f: dict[str, bytes], sender: SenderStatus, gate: dict[str, bytes], now_ms: int
-) -> JobStatus:
-    age_ms = max(0, now_ms - _int(f, "speed_at"))
-    return JobStatus(
-        id=job_id,
-        state=_text(f["state"]),
-        owner=_text(f["owner"]),
-        event=_text(f.get("event", b"0-0")),
-        is_ended=f.get("ended") == b"1",
-        tally=tally_of(f),
-        reasons={int(k[3:]): int(v) for k, v in f.items() if k.startswith("by:")},
-        delivered=_int(f, "delivered"),
-        read=_int(f, "read"),
-        undelivered=_int(f, "undelivered"),
-        speed=_float(f, "speed") * math.exp(-age_ms / SPEED_TAU_MS),
-        version=_int(f, "version"),
-        created_ms=_int(f, "created_ms"),
-        started_ms=_int(f, "started_ms"),
-        finished_ms=_int(f, "finished_ms"),
-        expires_ms=_int(f, "expires_ms"),
-        scheduled_ms=_int(f, "scheduled_ms"),
-        reason=_text(f.get("reason", b"")),
-        by=_text(f.get("by", b"")),
-        sender=sender,
-        rate=_float(f, "rate"),
-        weight=_int(f, "weight"),
-        off=gate["off"] == b"1",
-        unreachable=gate["unreachable"] == b"1",
-        cursor=_int(f, "cursor"),
-        reserved=_int(f, "reserved"),
-    )
-
-
-def _age(now_ms: int, head: Any) -> int:  # noqa: ANN401 - redis-py's reply
-    return max(0, now_ms - int(_text(head[0][0]).split("-")[0])) if head else 0
