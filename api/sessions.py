@@ -9,8 +9,9 @@ import msgspec
 
 from shared.errors import TooManyError
 from shared.ids import Ids
+from shared.models import Argument
 from shared.queue import Queue
-from shared.scripts import Argument, Script
+from shared.scripts import Script
 from shared.settings import Settings
 
 HOUR_S: Final = 3600

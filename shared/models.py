@@ -82,6 +82,7 @@ class Reason(IntEnum):
 
 # Set in a fact's reason when the failure counts in the job's breaker (whatsapp's 6.3).
 TRIP: Final = 0x8000
+Argument = str | bytes | int | float  # what a script takes
 
 _FACT: Final = struct.Struct(">HBBHBH")
 _INTENT: Final = struct.Struct(">HBB")

@@ -22,6 +22,7 @@ from shared.clock import Clock
 from shared.connect import open_redis
 from shared.errors import QueueError, SettingsError
 from shared.models import (
+    Argument,
     Begun,
     Claim,
     ControlResult,
@@ -50,7 +51,7 @@ from shared.replies import (
     submitted_of,
     text_of,
 )
-from shared.scripts import NAMES, Argument, Script
+from shared.scripts import NAMES, Script
 from shared.settings import Settings
 
 # A script may run twice, so the door repeats it: at most 3 tries within 2 s (pitfalls R1).

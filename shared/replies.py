@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, cast
 import msgspec
 
 from shared.models import (
+    Argument,
     Begun,
     Chunk,
     Claim,
@@ -22,7 +23,6 @@ from shared.models import (
     Tally,
     Wait,
 )
-from shared.scripts import Argument
 
 SPEED_TAU_MS: Final = 5000  # time constant of the moving average in parts/states.lua
 _decode_chunk: Final = msgspec.msgpack.Decoder(Chunk).decode

@@ -10,6 +10,8 @@ from typing import Final
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from shared.models import Argument
+
 _FOLDER: Final = files("shared") / "lua"
 # What must fail on a full server: all else has to work there (pitfalls L3).
 _NEW_WORK: Final = frozenset({"stage", "submit", "restore"})
@@ -32,8 +34,6 @@ NAMES: Final = (
     "hold",
     "switch",
 )
-
-Argument = str | bytes | int | float
 
 
 def _joined(path: str, seen: set[str]) -> str:
