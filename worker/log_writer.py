@@ -75,8 +75,8 @@ class LogWriter:
         shards = range(self._queue.shards)
         await asyncio.gather(
             *(self._follow(shard, stop) for shard in shards),
-            *(self._take_over(shard, stop) for shard in shards),
-            *(self._raise_marks(shard, stop) for shard in shards),
+            *(self._take_overs(shard, stop) for shard in shards),
+            *(self._raise_all_marks(shard, stop) for shard in shards),
         )
         await asyncio.gather(*(self._drain(shard) for shard in shards))
 
@@ -147,30 +147,35 @@ class LogWriter:
                     duration_ms=entry.finished_ms - (entry.started_ms or entry.finished_ms),
                 )
 
-    async def _take_over(self, shard: int, stop: asyncio.Event) -> None:
-        """Write what a dead worker has read and never acknowledged."""
+    async def _take_overs(self, shard: int, stop: asyncio.Event) -> None:
         cursor = "0-0"
         while not await self._is_over(stop, _STALE_EVERY_S):
-            try:
-                cursor, entries = await self._queue.claim_stale_outcomes(
-                    shard, self._consumer, cursor
-                )
-            except QueueError:
-                continue  # the reader meets the same and says it
-            if entries:
-                _log.info("outcomes.taken_over", shard=shard, entries=len(entries))
-                await self._write(shard, entries, stop)
+            cursor = await self.take_over(shard, cursor, stop)
 
-    async def _raise_marks(self, shard: int, stop: asyncio.Event) -> None:
-        """Let jobs that near their mark go on, once PostgreSQL knows how far."""
+    async def take_over(self, shard: int, cursor: str, stop: asyncio.Event) -> str:
+        """Write what a dead worker has read and never acknowledged; return where to go on."""
+        try:
+            cursor, entries = await self._queue.claim_stale_outcomes(shard, self._consumer, cursor)
+        except QueueError:
+            return cursor  # the reader meets the same and says it
+        if entries:
+            _log.info("outcomes.taken_over", shard=shard, entries=len(entries))
+            await self._write(shard, entries, stop)
+        return cursor
+
+    async def _raise_all_marks(self, shard: int, stop: asyncio.Event) -> None:
         while not await self._is_over(stop, _LOW_EVERY_S):
-            try:
-                marks = [(job, mark + step) for job, mark, step in await self._queue.low(shard)]
-                await self._archive.set_reserved(marks)
-                for job_id, mark in marks:
-                    await self._queue.reserve(job_id, mark)
-            except (ArchiveError, QueueError) as error:
-                _log.debug("reserve.failed", shard=shard, error=str(error))
+            await self.raise_marks(shard)
+
+    async def raise_marks(self, shard: int) -> None:
+        """Let jobs that near their mark go on, once PostgreSQL knows how far."""
+        try:
+            marks = [(job, mark + step) for job, mark, step in await self._queue.low(shard)]
+            await self._archive.set_reserved(marks)
+            for job_id, mark in marks:
+                await self._queue.reserve(job_id, mark)
+        except (ArchiveError, QueueError) as error:
+            _log.debug("reserve.failed", shard=shard, error=str(error))
 
     async def _drain(self, shard: int) -> None:
         end_s = self._clock.monotonic() + _DRAIN_S
