@@ -132,14 +132,23 @@ class Hub:
         settings: intervals and limits.
         clock: now.
         metrics: streams, events, coalescing.
+        log_s: between two lines of `sse.stats`.
     """
 
-    def __init__(self, queue: Queue, settings: Settings, clock: Clock, metrics: ApiMetrics) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        settings: Settings,
+        clock: Clock,
+        metrics: ApiMetrics,
+        log_s: float = LOG_S,
+    ) -> None:
         """Borrow everything; `run` starts the readers."""
         self._queue = queue
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
+        self._log_s = log_s
         self._log = logs.get("hub")
         self._watched: dict[str, _Watch] = {}
         self._changed: set[str] = set()
@@ -340,7 +349,7 @@ class Hub:
 
     async def _look_at_unwatched(self) -> None:
         """Log the tenths of jobs that nobody watches, too."""
-        while True:
+        while not self._is_closing:
             await self._clock.sleep(UNWATCHED_EVERY_S)
             some = [self._unwatched.pop() for _ in range(min(UNWATCHED_MAX, len(self._unwatched)))]
             try:
@@ -409,7 +418,7 @@ class Hub:
     async def _count(self) -> None:
         events = disconnects = 0
         while not self._is_closing:
-            await self._clock.sleep(LOG_S)
+            await self._clock.sleep(self._log_s)
             self._last_minute = self.events - events
             self._log.info(
                 "sse.stats",
