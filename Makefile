@@ -12,8 +12,8 @@ JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast test-all lint types contracts shape check bench deploy-check \
-  migrate lock clean format
+.PHONY: help demo up test test-fast test-all test-browser lint types contracts shape check bench \
+  deploy-check migrate lock clean format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' Makefile
@@ -34,8 +34,14 @@ test-fast: ## the queue door's tests on fakeredis, no server, < 20 s
 	@$(DEV)
 	DRUMBEAT_TESTS=fake $(BIN)/pytest tests/unit tests/integration/test_queue_core.py -m "not redis" $(ARGS)
 
-test-all: ## everything, the slow tests and deploy-check too
+test-browser: ## our pages and the guide's snippets in a real Chromium
 	@$(DEV)
+	@.ci/chromium
+	$(BIN)/pytest tests/browser -m browser $(ARGS)
+
+test-all: ## everything: the slow tests, a browser and deploy-check too
+	@$(DEV)
+	@.ci/chromium
 	DRUMBEAT_TESTS=all $(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 	@$(MAKE) deploy-check
 

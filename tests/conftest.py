@@ -36,15 +36,16 @@ SLOW_S = 120
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave slow tests to `make test-all`, unless they were asked for by name; give them time."""
+    """Leave tests of other targets out, unless they were asked for by name; give them time."""
     named = any("::" in word or word.endswith(".py") for word in config.args)
     for item in items:
-        if item.get_closest_marker("slow"):
+        if item.get_closest_marker("slow") or item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.timeout(SLOW_S))
     if not (IS_ALL or named or config.option.markexpr):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+        kinds = ("slow", "browser")
+        others = [item for item in items if any(map(item.get_closest_marker, kinds))]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 async def _eventually(

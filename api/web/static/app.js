@@ -65,7 +65,7 @@ async function list() {
     $('jobs').replaceChildren(...data.map((job) => {
       const link = document.createElement('a');
       link.href = `/jobs/${job.jobId}`;
-      link.append(span(job.name || job.jobId), span(`${job.state} ${job.progress.done}/${job.progress.total}`));
+      link.append(span(job.name || job.jobId), span(inShort(job)));
       const item = document.createElement('li');
       item.append(link);
       return item;
@@ -78,6 +78,10 @@ function span(text, className) {
   if (text) made.textContent = text;
   if (className) made.className = className;
   return made;
+}
+
+function inShort(job) {
+  return `${job.state} ${job.progress.done}/${job.progress.total}`;
 }
 
 function leave() {
@@ -104,6 +108,7 @@ async function open() {
 function follow(id) {
   const mine = source = new EventSource(`/realtime/bulk/${id}`);
   const said = (text) => { $('link').textContent = text; };
+  said('connecting…');
   mine.onopen = () => said('live');
   mine.onmessage = (event) => {
     const job = JSON.parse(event.data);
@@ -117,6 +122,8 @@ function follow(id) {
 function show(job) {
   const p = job.progress;
   const percent = p.total ? Math.floor(100 * p.done / p.total) : 0;
+  const row = $('jobs').querySelector(`a[href="/jobs/${job.jobId}"] span:last-child`);
+  if (row) row.textContent = inShort(job);
   $('state').textContent = job.state;
   $('state').className = `state ${job.state}`;
   $('bar').setAttribute('aria-valuenow', percent);
