@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ PAGES = {"docs/settings.md": settings_page, "docs/protocol.md": protocol_page}
 @pytest.mark.parametrize("page", PAGES)
 def test_a_generated_page_is_in_step_with_the_code(page: str) -> None:
     assert (ROOT / page).read_text(encoding="utf-8") == PAGES[page]()
+
+
+def test_every_key_of_visitors_has_its_row() -> None:
+    code = [*ROOT.glob("api/**/*.py"), *ROOT.glob("shared/**/*.lua"), ROOT / "shared/queue.py"]
+    used = {
+        found
+        for path in code
+        for found in re.findall(r"\{?\{v\}\}?:([a-z]+)", path.read_text(encoding="utf-8"))
+    }
+    rows = {family.pattern.split(":")[1] for family in FAMILIES if family.pattern[:3] == "{v}"}
+    assert used == rows
 
 
 def test_the_readme_is_short_and_names_real_variables() -> None:
