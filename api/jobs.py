@@ -171,7 +171,7 @@ async def _submit(
         return answer_of(row, request_hash)
     if wait is not None:
         answer = msgspec.structs.replace(answer, wait=wait)
-    await _note(request, made, asker, "job.submit", job.spec.id, "ok")
+    await _note_done(request, made, asker, "job.submit", job.spec.id, "ok")
     made.metrics.jobs_submitted_total.labels(new.kind, "api").inc()
     _log.info(
         "job.accepted",
@@ -571,6 +571,22 @@ async def _note(
     )
 
 
+async def _note_done(
+    request: web.Request,
+    made: Resources,
+    asker: Principal,
+    action: str,
+    job_id: str,
+    result: str,
+    reason: str = "",
+) -> None:
+    """Write what has happened; a note that is lost must not make the answer say it has not."""
+    try:
+        await _note(request, made, asker, action, job_id, result, reason)
+    except ArchiveError as error:
+        _log.warning("audit.lost", action=action, jobId=job_id, error=str(error))
+
+
 def _secret(made: Resources) -> bytes:
     return made.settings.bulk_secret_key[0].reveal().encode()
 
@@ -841,10 +857,10 @@ async def _control(request: web.Request, action: str) -> web.Response:
     try:
         result = await made.queue.control(job_id, action, by=asker.user_id, reason=reason)
     except QueueError:
-        await _note(request, made, asker, f"job.{action}", job_id, "failed", reason)
+        await _note_done(request, made, asker, f"job.{action}", job_id, "failed", reason)
         raise
     is_done = result.kind in {"ok", "same"}
-    await _note(
+    await _note_done(
         request, made, asker, f"job.{action}", job_id, "ok" if is_done else "failed", reason
     )
     if result.kind == "gone":
