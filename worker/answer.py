@@ -67,6 +67,16 @@ def inflate(body: bytes, encoding: str) -> bytes | None:
     return plain if unpacker.eof and len(plain) <= BODY_MAX else None
 
 
+def plain_of(body: bytes, encoding: str | None) -> bytes:
+    """Return an answer's body without its compression.
+
+    Empty when it cannot be unpacked: there is no Graph error in it, so the status alone decides.
+    """
+    if not encoding or encoding == "identity":
+        return body
+    return inflate(body, encoding) or b""
+
+
 def read(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Return what a whole HTTP answer means, by the classes of Graph's error policy.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -19,8 +19,9 @@ from shared.metrics import WorkerMetrics
 from shared.queue import Queue
 from shared.sealing import Sealing
 from shared.settings import Settings
-from worker.executor import Jobs, Tools
+from worker.executor import Graph, Jobs, Tools
 from worker.graph import GraphClient
+from worker.graph_thin import ThinGraphClient
 from worker.health import checks
 from worker.log_writer import LogWriter
 from worker.pool import Pool
@@ -67,8 +68,11 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         senders = Senders(archive, queue, settings, sealing, clock)
         await senders.refresh()
         pulse = Pulse(queue, worker, settings, clock, metrics)
+        client: Callable[..., AbstractAsyncContextManager[Graph]] = GraphClient
+        if settings.graph_client == "thin":
+            client = ThinGraphClient
         graph = await stack.enter_async_context(
-            GraphClient(
+            client(
                 settings.graph_base_url,
                 limit=min(settings.worker_slots, 64) * settings.bulk_concurrency,
                 connect_timeout_s=settings.graph_connect_timeout_s,

@@ -7,7 +7,7 @@ import heapq
 import hmac
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -33,7 +33,6 @@ from shared.models import (
 )
 from shared.queue import Queue
 from shared.settings import Settings
-from worker.graph import GraphClient
 from worker.retry import WAITS, Decision, Waits, decide
 from worker.senders import Sender, Senders
 from worker.tick import Pulse
@@ -137,11 +136,18 @@ def _action_label(decision: Decision) -> str:
 Scopes = Callable[[str, Sender, Decision, Answer], Awaitable[None]]
 
 
+class Graph(Protocol):
+    """The door to Graph; `worker.graph` and `worker.graph_thin` are two of it."""
+
+    async def send(self, version: str, phone_number_id: str, token: str, body: bytes) -> Answer:
+        """Send once; never raise for what the far side does."""
+
+
 class Tools(NamedTuple):
     """What every run of a claim borrows."""
 
     queue: Queue
-    graph: GraphClient
+    graph: Graph
     senders: Senders
     jobs: Jobs
     pulse: Pulse
