@@ -75,6 +75,9 @@ class Connection(asyncio.Protocol):
         # uvloop's transports do not derive from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._sandbox.connections.add(self)
+        if self._sandbox.is_shut:
+            # It was in the kernel's queue when the port was closed.
+            self.drop()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the base class names it
         """Leave the open connections."""
@@ -199,12 +202,14 @@ class Sandbox:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_hanging = False
+        self.is_shut = False
         self.connections: set[Connection] = set()
         self.host = "127.0.0.1"
         self.port = 0
 
     async def listen(self, host: str, port: int) -> None:
         """Open the port; 0 picks a free one."""
+        self.is_shut = False
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Connection(self), host, port, backlog=1_024)
         self.host, self.port = host, self._server.sockets[0].getsockname()[1]
@@ -217,6 +222,7 @@ class Sandbox:
         await self._ledger.close()
 
     def _shut(self) -> None:
+        self.is_shut = True
         if self._server is not None:
             self._server.close()
             self._server = None
