@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from shared.graph_codes import ROWS, reason_of
 from shared.models import TRIP, Answer, Reason
-from worker.retry import Decision, decide
+from worker.retry import Decision, Waits, decide
 
 
 def refused(code: int | None, http: int = 400, attempt: int = 1, **more: float) -> Decision:
@@ -118,3 +118,80 @@ def test_every_refusal_ends(
     assert decision.kind != "retry" or attempt <= max(5, max_retries)
     assert (decision.kind == "back") == (decision.scope_action is not None)
     assert not decision.in_place or decision.delay_s <= 2
+
+
+# What a recipient goes through when Graph says nothing else: its waits, seconds (* = within its
+# claim), and its end; or whom its error stops, for how long at first and at most.
+STORIES = {
+    "0.25* 0.5* 1* failed": [131000],
+    "0.25* 0.5* failed trip": [1],
+    "30 120 600 failed": [2, 131016, 133004],
+    "6 16 64 256 1024 failed": [131056],
+    "86400 failed": [131049],
+    "failed": [130472, 131021, 131026, 131043, 131047, 131052, 131062, 132005, 137000],
+    "failed all": [130403],
+    "failed marketing": [131050],
+    "failed trip": [
+        *(100, 130497, 130501, 131008, 131009, 131030, 131051, 131053, 132000, 132008, 132012),
+        *(132018, 135000),
+    ],
+    "slow sender 1 0": [130429],
+    "park app 60 900": [4],
+    "park waba 60 900": [80007, 80008],
+    "park sender 60 300": [131057],
+    "pause job 0 0": [131055, 131063, 134011, 134100, 139200],
+    "pause sender 0 0": [
+        *(33, 131037, 131045, 131048, 133000, 133005, 133006, 133008, 133009, 133010, 133015),
+        133016,
+    ],
+    "pause template 0 0": [132001, 132007, 132015, 132016, 132068, 132069, 134102],
+    "pause token 0 0": [0, 3, 10, 104, 190, 200, 131005],
+    "pause waba 0 0": [368, 131031, 131042, 131064],
+}
+
+
+def story(code: int) -> str:
+    waits = []
+    for attempt in range(1, 32):
+        decision = refused(code, attempt=attempt)
+        if decision.kind == "back":
+            action, scope = decision.scope_action, decision.scope
+            return f"{action} {scope} {decision.hold_s:g} {decision.hold_max_s:g}"
+        if decision.kind != "retry":
+            end = [decision.kind, "trip" * bool(decision.reason & TRIP), decision.suppress_scope]
+            return " ".join([*waits, *filter(None, end)])
+        waits.append(f"{decision.delay_s:g}{'*' * decision.in_place}")
+    raise AssertionError(code)
+
+
+def test_every_code_of_the_table_has_the_story_that_was_agreed() -> None:
+    found: dict[str, list[int]] = {}
+    for row in ROWS:
+        assert row.code is not None
+        found.setdefault(story(row.code), []).append(row.code)
+    assert found == STORIES
+    assert {story(code) for code in (201, 250, 299)} == {"pause token 0 0"}
+
+
+def test_a_resend_goes_on_as_far_as_retries_go_and_is_then_in_doubt() -> None:
+    lost = Answer("unknown", why="timeout")
+    found = [decide(lost, n, 2, 500, 0.5, resend=True) for n in (1, 2, 3)]
+    assert [each.kind for each in found] == ["retry", "retry", "unknown"]
+    assert [each.delay_s for each in found] == [0.25, 0.5, 0]
+    assert found[-1].reason == Reason.TIMEOUT
+
+
+def test_the_waits_of_the_table_are_arguments() -> None:
+    waits = Waits(backoff=(1, 2), pair=(3,), slow=4, endpoint=5, endpoint_max=6, scale=0.5)
+
+    def short(answer: Answer, attempt: int = 1) -> Decision:
+        return decide(answer, attempt, 3, 500, 0.5, waits=waits)
+
+    assert [short(Answer("rejected", 503, code=2), n).delay_s for n in (1, 2, 3)] == [1, 2, 2]
+    assert short(Answer("rejected", 400, code=131056), 5).delay_s == 3
+    assert short(Answer("throttled", 429)).hold_s == 4
+    assert (short(Answer("not_sent")).hold_s, short(Answer("not_sent")).hold_max_s) == (5, 6)
+    assert short(Answer("rejected", 400, code=131049)).delay_s == 43_200
+    park = short(Answer("rejected", 400, code=80007))
+    assert (park.hold_s, park.hold_max_s) == (30, 450)
+    assert short(Answer("rejected", 400, code=80007, regain_s=300)).hold_s == 150
