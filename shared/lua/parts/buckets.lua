@@ -26,7 +26,8 @@ local function sender_of(id)
   s.rate = climbed(num(h[1]), s.ceiling, num(h[4]), s.top)
   if s.ceiling > 0 and now - num(h[4]) < 600000 then s.burst = 0.1 * s.rate
   elseif s.burst == 0 then s.burst = 0.25 * s.rate end
-  s.burst_ms = s.rate > 0 and 1000 * s.burst / s.rate or 250
+  -- The first of a burst is due at its start: burst - 1 gaps make burst messages, not one more.
+  s.burst_ms = s.rate > 0 and 1000 * math.max(0, s.burst - 1) / s.rate or 250
   return s
 end
 

@@ -90,6 +90,10 @@ local function release_one(cap, concurrency)
   local most = rate == 0 and size or math.max(1, math.floor(PIECE_S * rate))
   local window = cap
   if s.rate > 0 then
+    -- Where answers are slower than the gap, a claim lasts as long as its answers take: also 1 s.
+    if rate * s.latency_s > concurrency then
+      most = math.max(concurrency, math.min(most, math.floor(concurrency / s.latency_s)))
+    end
     window = math.ceil(s.rate * (0.5 + s.latency_s) / math.min(most, size)
                        + math.max(1, s.rate * s.latency_s / concurrency)) + 1
   end
