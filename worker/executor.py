@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import hmac
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, Protocol
@@ -31,6 +30,7 @@ from shared.models import (
     attempts_of,
     state_of,
 )
+from shared.opaque import opaque_of
 from shared.queue import Queue
 from shared.settings import Settings
 from worker.retry import WAITS, Decision, Waits, decide
@@ -190,6 +190,7 @@ class Executor:
         self._throttled_ms: int | None = None
         self._latency_s = 0.0
         self._answers = 0
+        self._accepted = 0
         self._wake = asyncio.Event()
         self._work = asyncio.Event()
         self._is_over = False
@@ -293,6 +294,7 @@ class Executor:
     async def _report(self, take: list[Todo]) -> None:
         facts, details = self._facts, self._details
         self._facts, self._details = [], []
+        self._tell_accepted()
         packed = b"".join([fact.pack() for fact in facts])
         record = _encode(details)
         intents = b"".join([Intent(x.index, x.attempt, x.in_place).pack() for x in take])
@@ -374,7 +376,9 @@ class Executor:
         t, chunk = self._t, self._go.chunk
         phone = chunk.phones[todo.index]
         values = chunk.values[todo.index] if chunk.values else None
-        body = job.make(phone, values, self._opaque(job, todo))
+        position = self._claim.chunk * job.chunk_size + todo.index
+        opaque = opaque_of(t.opaque_key, self._claim.job, position, todo.attempt)
+        body = job.make(phone, values, opaque)
         start_s = t.clock.monotonic()
         self._calls += 1
         answer = await t.graph.send(sender.version, sender.phone_number_id, sender.token, body)
@@ -394,18 +398,13 @@ class Executor:
         self._count(answer, decision, took_s)
         await self._settle(sender, todo, answer, decision, phone)
 
-    def _opaque(self, job: Job, todo: Todo) -> str:
-        position = self._claim.chunk * job.chunk_size + todo.index
-        text = f"d1.{self._claim.job}.{position}.{todo.attempt}"
-        mac = hmac.digest(self._t.opaque_key, text.encode(), "sha256").hex()[:16]
-        return f"{text}.{mac}"
-
     def _count(self, answer: Answer, decision: Decision, took_s: float) -> None:
         metrics = self._t.metrics
         metrics.graph_seconds[answer.kind].observe(took_s)
         if answer.kind == "accepted":
-            metrics.attempt_accepted.inc()
-        elif answer.kind == "throttled":
+            self._accepted += 1
+            return
+        if answer.kind == "throttled":
             metrics.attempt_throttled.inc()
         elif answer.kind == "not_sent":
             metrics.attempt_unsent.inc()
@@ -420,6 +419,11 @@ class Executor:
             action = _action_label(decision)
             metrics.message_errors_total.labels(code, action).inc()
             self._t.refusals.add(self._claim.job, answer.code, answer.http_status, action)
+
+    def _tell_accepted(self) -> None:
+        # Counted by windows: a counter's lock for each message is 2 % of what it costs.
+        self._t.metrics.attempt_accepted.inc(self._accepted)
+        self._accepted = 0
 
     async def _settle(
         self, sender: Sender, todo: Todo, answer: Answer, decision: Decision, phone: int
@@ -470,6 +474,7 @@ class Executor:
     async def _close(self) -> None:
         """Tell the last facts and give the rest back."""
         t = self._t
+        self._tell_accepted()
         facts = [
             *self._facts,
             *(f for i, f in self._dues.items() if f not in self._facts and i >= 0),
