@@ -217,11 +217,15 @@ async def tick_that_reaps(queue: Queue, raw: Any) -> Call:
     await raw.zadd(f"{SHARD}workers", {"dead": 1})
 
     async def tick() -> None:
-        # Else the second would be shut out by the first.
-        await raw.hset(f"{SHARD}gate", mapping={"gated_at": 0, "flushed_at": 0})
+        await open_gate(raw)
         await queue.tick(0, "w1", slots=4)
 
     return tick
+
+
+async def open_gate(raw: Any) -> None:
+    """Let the next tick do all it may do: else one within 500 ms is shut out by the one before."""
+    await raw.hset(f"{SHARD}gate", mapping={"gated_at": 0, "flushed_at": 0})
 
 
 @case("leave")
@@ -513,7 +517,7 @@ async def stale(queue: Queue, raw: Any) -> tuple[str, Claim, Claim]:
     [(old, _)] = await take(queue, "dead")
     await queue.report("dead", old, intents=intents_of(0, 1, 2))
     await raw.zadd(f"{SHARD}workers", {"dead": 1})
-    await raw.hset(f"{SHARD}gate", "gated_at", 0)
+    await open_gate(raw)
     assert (await queue.tick(0, "w2", slots=4)).reaped == ["dead"]
     [(new, _)] = await take(queue, "w2")
     assert new.entry != old.entry
@@ -565,7 +569,9 @@ async def test_a_stale_claim_tells_facts_and_nothing_else(
 
 async def test_a_stale_entry_in_hand_moves_nothing(queue: Queue, raw: Any) -> None:
     _, old, new = await stale(queue, raw)
+    await open_gate(raw)
     await queue.tick(0, "w2", slots=4, entries=[new.entry])
+    await open_gate(raw)
     before = await dump(raw, TICK)
     ticked = await queue.tick(0, "w2", slots=4, entries=[old.entry, new.entry], jobs=[old.job])
     assert (ticked.requeued, ticked.stop) == (0, [])
