@@ -10,7 +10,7 @@
 -- Repeat   a state machine: the second call finds the state it made
 -- Cost     O(recipients) in one string operation, and 200 members of `again`
 local id, act, k = ARGV[2], ARGV[3], job_key(ARGV[2])
-local h = call('HMGET', k, 'state', 'sender', 'scheduled_ms')
+local h = call('HMGET', k, 'state', 'sender', 'scheduled_ms', 'expires_ms', 'rate', 'weight')
 local state = h[1]
 if not state then return {'gone', '', '0', ''} end
 
@@ -51,14 +51,17 @@ elseif act == 'expire' then
 elseif ENDED[state] then
   return answer('conflict')
 elseif act == 'rate' then
+  if num(h[5]) == num(ARGV[6]) then return answer('same') end
   call('HSET', k, 'rate', ARGV[6], 'bucket_ms', '0')
   call('HINCRBY', k, 'version', 1)
   offer(id)
 elseif act == 'priority' then
+  if num(h[6]) == num(ARGV[6]) then return answer('same') end
   call('HSET', k, 'weight', ARGV[6])
   call('HINCRBY', k, 'version', 1)
 else
   local scheduled, expires = string.match(ARGV[6], '^(%d+) (%d+)$')
+  if num(h[3]) == num(scheduled) and num(h[4]) == num(expires) then return answer('same') end
   call('HSET', k, 'scheduled_ms', scheduled, 'expires_ms', expires)
   call('HINCRBY', k, 'version', 1)
   offer(id)

@@ -38,6 +38,12 @@ if now - gated >= 500 or gated > now then
   -- The server was away or its clock jumped: every sign is old and nobody is dead.
   if gated > 0 and (now - gated > lease / 2 or gated > now) then calm = now + lease end
   if calm > now + 2 * lease then calm = now + lease end
+  if calm <= now and held == 0 then
+    for _, dead in ipairs(call('ZRANGEBYSCORE', P .. 'workers', '-inf', int(now - lease), 'LIMIT', 0, 4)) do
+      for _, p in ipairs(call('XPENDING', P .. 'ready', 'workers', '-', '+', 256, dead)) do requeue(p[1], 1) end
+      if forget(dead) then reaped[#reaped + 1] = dead end
+    end
+  end
   local slots = 0
   for _, n in ipairs(call('HVALS', P .. 'slots')) do slots = slots + num(n) end
   local full = '0'
@@ -49,12 +55,6 @@ if now - gated >= 500 or gated > now then
   call('HSET', G, 'gated_at', int(now), 'calm_until', int(calm), 'cap', int(math.floor(1.5 * slots)),
        'concurrency', ARGV[4], 'outcomes_max', ARGV[7], 'events_max', ARGV[8], 'lease', int(lease),
        'full', full, 'unreachable', ARGV[9])
-  if calm <= now and held == 0 then
-    for _, dead in ipairs(call('ZRANGEBYSCORE', P .. 'workers', '-inf', int(now - lease), 'LIMIT', 0, 4)) do
-      for _, p in ipairs(call('XPENDING', P .. 'ready', 'workers', '-', '+', 256, dead)) do requeue(p[1], 1) end
-      if forget(dead) then reaped[#reaped + 1] = dead end
-    end
-  end
 end
 if held == 0 then
   local mine = {}

@@ -473,19 +473,7 @@ def test_every_script_is_run_twice() -> None:
     assert sorted({each.script for each in CASES.values()}) == SCRIPTS
 
 
-# Told twice they raise the version again, and `rate` empties the job's bucket again.
-NOT_YET = ("control_rate", "control_priority", "control_times")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="no second call is told apart"))
-        if name in NOT_YET
-        else name
-        for name in sorted(CASES)
-    ],
-)
+@pytest.mark.parametrize("name", sorted(CASES))
 async def test_a_script_run_twice_leaves_what_it_left_once(
     queue: Queue, raw: Any, name: str
 ) -> None:
