@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -23,7 +24,10 @@ _LOCK: Final = 0x64727562
 _NAMES: Final = ("sent", "failed", "skipped", "unknown", "cancelled")
 # Places in what `_log_row` makes.
 _NUMBER, _POSITION, _PHONE, _OUTCOME, _WAMID, _CODE, _AT = 0, 1, 2, 3, 7, 8, 12
+# About what is to be written, whenever it is tried again. (A schema that is behind is not.)
+_HOPELESS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 _decode_details: Final = msgspec.msgpack.Decoder(list[Detail]).decode
+_NO_DETAILS: Final = b"\x90"
 _decode_blob: Final = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_chunk: Final = msgspec.msgpack.Decoder(Chunk).decode
 
@@ -243,6 +247,8 @@ def _guarded(
     async def act(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return await method(*args, **kwargs)
+        except _HOPELESS as error:
+            raise ArchiveError(f"PostgreSQL: {type(error).__name__}", hopeless=True) from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise ArchiveError(f"PostgreSQL: {type(error).__name__}") from error
 
@@ -545,7 +551,11 @@ class Archive:
         async with self._pool.acquire() as connection, connection.transaction():
             locked = await connection.fetch(SQL["lock_jobs"], ids)
             numbers = {row["id"]: (row["number"], row["chunk_size"]) for row in locked}
-            rows = await self._rows(connection, batch, numbers)
+            try:
+                rows = await self._rows(connection, batch, numbers)
+            except (ValueError, LookupError, struct.error) as error:
+                message = f"an outcome cannot be read: {type(error).__name__}"
+                raise ArchiveError(message, hopeless=True) from error
             moved = []
             if rows:
                 columns = [list(column) for column in zip(*rows, strict=True)]
@@ -584,7 +594,8 @@ class Archive:
                 continue
             number, chunk_size = numbers[entry.job]
             if entry.kind == "facts":
-                details = {d.index: d for d in _decode_details(entry.record)}
+                # Intents that are told again bring no details.
+                details = {d.index: d for d in _decode_details(entry.record or _NO_DETAILS)}
                 base = entry.chunk * chunk_size
                 for fact in unpack_facts(entry.facts):
                     if fact.state not in OUTCOMES:

@@ -162,7 +162,16 @@ class QueueError(StoreError):
 
 
 class ArchiveError(StoreError):
-    """PostgreSQL refused, or was lost."""
+    """PostgreSQL refused, or was lost.
+
+    Attributes:
+        hopeless: what was to be written can never be: it is wrong in itself, not the server.
+    """
+
+    def __init__(self, message: str, *, hopeless: bool = False) -> None:
+        """Keep whether trying again can help."""
+        super().__init__(message)
+        self.hopeless = hopeless
 
 
 class SealError(DrumbeatError):

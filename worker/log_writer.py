@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
@@ -27,6 +28,7 @@ _STALE_EVERY_S: Final = 5.0
 _PAUSE_S: Final = 0.2
 _PAUSE_MAX_S: Final = 5.0
 _DRAIN_S: Final = 2.0
+_ASIDE_MAX: Final = 10_000
 _DRAIN_BLOCK_MS: Final = 20
 _STATE_AT: Final = 2  # of a packed fact
 _CAUSES: Final = {
@@ -69,6 +71,7 @@ class LogWriter:
         self._metrics = metrics
         self._consumer = consumer
         self._failures = [0] * queue.shards
+        self._aside: OrderedDict[str, None] = OrderedDict()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Write until `stop`, then what is still there, for at most two seconds."""
@@ -92,6 +95,8 @@ class LogWriter:
                 is_lost = True
                 await self._pause(shard, error)
                 continue
+            # What cannot be written stays given; it must not be read again for ever.
+            entries = [entry for entry in entries if entry.entry not in self._aside]
             await self._write(shard, entries, stop)
             is_lost = is_lost and bool(entries)
             is_behind = len(entries) == count
@@ -100,13 +105,40 @@ class LogWriter:
                 await self._clock.sleep(_LINGER_S)
 
     async def _write(self, shard: int, entries: list[OutcomeEntry], stop: asyncio.Event) -> None:
-        """Commit entries, as often as it takes; at a stop they are left to another worker."""
-        for batch in batches(entries):
-            while not await self._commit(shard, batch):
-                if stop.is_set():
-                    return
+        """Commit entries, as often as it takes; at a stop they are left to another worker.
+
+        An entry that can never be written stays unacknowledged: it keeps its facts, holds nobody
+        up, and is tried again by whoever takes it over, perhaps with a newer release.
+        """
+        waiting = batches(entries)
+        while waiting:
+            batch = waiting[0]
+            try:
+                is_done = await self._commit(shard, batch)
+            except ArchiveError as error:
+                waiting.pop(0)
+                if len(batch) > 1:
+                    waiting[:0] = [[entry] for entry in batch]
+                else:
+                    self._set_aside(batch[0], error)
+                continue
+            if is_done:
+                waiting.pop(0)
+            elif stop.is_set():
+                return
+
+    def _set_aside(self, entry: OutcomeEntry, error: ArchiveError) -> None:
+        self._aside[entry.entry] = None
+        while len(self._aside) > _ASIDE_MAX:
+            self._aside.popitem(last=False)
+        _log.error("outcome.unwritable", jobId=entry.job, entry=entry.entry, error=str(error))
 
     async def _commit(self, shard: int, batch: list[OutcomeEntry]) -> bool:
+        """Write and acknowledge a batch; False: not now.
+
+        Raises:
+            ArchiveError: never, for something in it is wrong.
+        """
         began_s = self._clock.monotonic()
         try:
             recorded = await self._archive.record(batch)
@@ -116,6 +148,8 @@ class LogWriter:
                 await self._queue.archived(job_id, version)
             await self._queue.ack_outcomes(shard, [entry.entry for entry in batch])
         except (ArchiveError, QueueError) as error:
+            if isinstance(error, ArchiveError) and error.hopeless:
+                raise
             await self._pause(shard, error)
             return False
         self._failures[shard] = 0
@@ -186,10 +220,11 @@ class LogWriter:
                 )
             except QueueError:
                 return
-            for batch in batches(entries):
-                if not await self._commit(shard, batch):
-                    return
-            if not entries:
+            entries = [entry for entry in entries if entry.entry not in self._aside]
+            stop = asyncio.Event()
+            stop.set()
+            await self._write(shard, entries, stop)
+            if not entries or self._failures[shard]:
                 return
 
     async def _pause(self, shard: int, error: Exception) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+import pytest
+import redis.asyncio
 from prometheus_client import CollectorRegistry
 
 from shared.archive import Archive, NewJob, SenderRow, pack_blob
 from shared.clock import Clock
 from shared.ids import Ids
 from shared.metrics import WorkerMetrics
-from shared.models import Chunk, JobSpec
+from shared.models import Chunk, Detail, Fact, JobSpec, State
 from shared.queue import Queue
 from shared.settings import Settings
 from worker.log_writer import LogWriter
@@ -66,3 +68,87 @@ async def test_a_jobs_duration_runs_from_accepted_and_is_told_once(
     stop.set()
     await asyncio.wait_for(running, 10)
     assert value("count") == 1
+
+
+async def tell(settings: Settings, job: str, facts: bytes, record: bytes) -> str:
+    """Put facts into the outcomes beside the door, as a script does for a job that is gone."""
+    assert settings.redis_url is not None
+    async with redis.asyncio.Redis.from_url(settings.redis_url) as client:
+        fields = {"k": "facts", "j": job, "c": 0, "z": 0, "f": facts, "d": record}
+        return bytes(await client.xadd("{s0}:outcomes", fields)).decode()
+
+
+async def pending(settings: Settings) -> list[str]:
+    """Return the ids of what is given and not acknowledged."""
+    assert settings.redis_url is not None
+    async with redis.asyncio.Redis.from_url(settings.redis_url) as client:
+        found = await client.xpending_range("{s0}:outcomes", "archive", "-", "+", 100)
+        return [entry["message_id"].decode() for entry in found]
+
+
+async def test_intents_told_again_of_a_job_that_is_gone_end_no_worker(
+    queue: Queue, archive: Archive, settings: Settings, eventually: Callable[..., Awaitable[Any]]
+) -> None:
+    """A fail-over loses a job, its workers tell its intents: they carry no details."""
+    await archive.add_sender(SenderRow("s1", "main", "1", b"x"))
+    await queue.give_born(0, "b")
+    await queue.prepare(0)
+    job = await cancelled_job(queue, archive, Clock().now_ms())
+    await tell(settings, job, Fact(0, State.INTENT, 1).pack(), b"")
+    await tell(settings, job, Fact(1, State.SENT, 1).pack(), b"")
+    stop, metrics = asyncio.Event(), WorkerMetrics(CollectorRegistry())
+    writer = LogWriter(queue, archive, settings, Clock(), metrics, "a1")
+    running = asyncio.create_task(writer.run(stop))
+
+    async def logged() -> dict[int, State]:
+        return {position: state for position, (state, _) in (await archive.logged(job)).items()}
+
+    async def is_written() -> bool:
+        return await logged() == {0: State.CANCELLED, 1: State.SENT}
+
+    await eventually(is_written)
+    assert not await pending(settings)
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+@pytest.mark.parametrize(
+    ("facts", "record"),
+    [
+        (Fact(0, State.SENT, 1).pack(), b"\x92\x01"),
+        (Fact(0, State.SENT, 1).pack()[:5], b""),
+        (Fact(500, State.SENT, 1).pack(), b""),
+        (
+            Fact(0, State.SENT, 1).pack(),
+            msgspec.msgpack.encode([Detail(0, 15550000000, 1, wamid="nul \0")]),
+        ),
+    ],
+    ids=["record", "facts", "position", "text"],
+)
+async def test_what_can_never_be_written_holds_nobody_up(
+    facts: bytes,
+    record: bytes,
+    queue: Queue,
+    archive: Archive,
+    settings: Settings,
+    eventually: Callable[..., Awaitable[Any]],
+) -> None:
+    await archive.add_sender(SenderRow("s1", "main", "1", b"x"))
+    await queue.give_born(0, "b")
+    await queue.prepare(0)
+    first = await cancelled_job(queue, archive, Clock().now_ms())
+    bad = await tell(settings, first, facts, record)
+    second = await cancelled_job(queue, archive, Clock().now_ms())
+    stop, metrics = asyncio.Event(), WorkerMetrics(CollectorRegistry())
+    writer = LogWriter(queue, archive, settings, Clock(), metrics, "a1")
+    running = asyncio.create_task(writer.run(stop))
+
+    async def has_ended() -> bool:
+        rows = [await archive.job(job, None) for job in (first, second)]
+        return all(row is not None and row.state == "cancelled" for row in rows)
+
+    await eventually(has_ended)
+    # Its facts are kept for whoever can read them.
+    assert await pending(settings) == [bad]
+    stop.set()
+    await asyncio.wait_for(running, 10)
