@@ -26,7 +26,7 @@ from shared.embedded.children import ChildError
 from shared.errors import DrumbeatError
 from tests.conftest import ROOT
 from tests.faults.real.goals import GOALS, Goal
-from tests.faults.real.rig import Rig, Run, Violated
+from tests.faults.real.rig import NotHere, Rig, Run, Violated
 from tests.faults.real.table import again, table
 
 
@@ -35,10 +35,6 @@ class Session(NamedTuple):
 
     goal: str
     runs: list[tuple[int, int]]
-
-
-class NotHere(Exception):  # noqa: N818 - nothing is wrong
-    """What a run needs is not on this machine."""
 
 
 def sessions(asked: argparse.Namespace) -> Iterator[Session]:
@@ -93,7 +89,7 @@ async def play(rig: Rig, session: Session) -> list[Run]:
         done.append(run)
         began_s = clock.monotonic()
         if not is_fresh:
-            await rig.fresh(latency_ms=goal.latency_ms, **goal.extra)
+            await rig.fresh(latency_ms=goal.latency_ms, through=goal.through, **goal.extra)
             since, is_fresh = len(done) - 1, True
         await once(rig, goal, run)
         run.took_s = clock.monotonic() - began_s

@@ -9,12 +9,14 @@ import signal
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import redis.asyncio
 
+from api.client import Client
 from shared import settings as settings_module
 from shared.archive import Archive, NewJob, SenderRow, pack_blob
 from shared.clock import Clock
@@ -31,6 +33,7 @@ from shared.sealing import Sealing
 from tests import oracle
 from tests.conftest import SECRET, Processes
 from tests.e2e.stack import CONCURRENCY, Stack
+from tests.faults.real.proxy import Kind, Proxy
 
 LEASE_S: Final = 2.0
 SIZE: Final = 50  # recipients of a chunk
@@ -38,8 +41,13 @@ SIZE: Final = 50  # recipients of a chunk
 DRAIN_S: Final = 60.0
 BASE: Final = 393_000_000_000
 IDS: Final = Ids()
+Through = Literal["", "processes", "all"]
 MESSAGE: Final = b'{"kind":"text","text":{"body":"hello","preview_url":false}}'
 SENDERS: Final = (("main", 0.0), ("fast", 400.0), ("steady", 200.0), ("slow", 80.0))
+
+
+class NotHere(Exception):  # noqa: N818 - nothing is wrong
+    """What a run needs is not on this machine."""
 
 
 class Violated(Exception):  # noqa: N818 - a finding, not an error of the tests
@@ -130,16 +138,21 @@ class Rig:
 
     # -- an empty system -------------------------------------------------------------------
 
-    async def fresh(self, *, latency_ms: int = 50, **extra: str) -> None:
+    async def fresh(self, *, latency_ms: int = 50, through: Through = "", **extra: str) -> None:
         """Throw away what there was; begin with empty stores, a pretended Graph and no worker.
 
         Args:
             latency_ms: how long the pretended Graph takes.
+            through: whose connections go through proxies: nobody's, the `processes`', or `all`,
+                ours to Redis too.
             extra: variables of every process of ours.
         """
         await self.put_away()
         self._turn += 1
         self._extra = extra
+        self._redis_url = self.valkey.url
+        self.proxies: dict[str, Proxy] = {}
+        self.apis: list[tuple[Child, str]] = []
         folder = self.folder / f"system-{self._turn}"
         folder.mkdir()
         environ = {
@@ -152,9 +165,13 @@ class Rig:
             "METRICS_PORT": "0",
             "API_REQUESTS_PER_MINUTE": "0",
         }
-        settings = settings_module.load(environ, None)
         async with self.redis() as client:
             await client.flushall()
+        if through:
+            await self._put_between()
+        if through == "all":
+            self._redis_url = self._past(self.valkey.url, "redis")
+        settings = settings_module.load({**environ, "REDIS_URL": self._redis_url}, None)
         await apply(settings)
         self.queue = await Queue.open(settings)
         self.pool = await open_postgres(settings)
@@ -174,6 +191,10 @@ class Rig:
         self.stack = Stack(self.queue, archive, ledger, owner)
         self.stack.workers, self.stack.processes = [], self.processes
         self.stack.origin = origin
+        if through:
+            await self._add_proxy("provider", int(origin.rsplit(":", 1)[1]), "http")
+            self.stack.origin = f"http://127.0.0.1:{self.proxies['provider'].port}"
+        await self.stack.add_key()
         self.accepted: list[oracle.Accepted] = []
         self.unknown_max = self.again_max = 0
         self._is_fresh = True
@@ -189,10 +210,27 @@ class Rig:
             await child.kill()
         await self.queue.close()
         self.pool.terminate()
+        for proxy in self.proxies.values():
+            await proxy.close()
+
+    async def _put_between(self) -> None:
+        """Stand between our processes and the stores; the API has proxies of its own."""
+        for prefix in ("", "API "):
+            await self._add_proxy(f"{prefix}redis", self.valkey.port, "resp")
+            await self._add_proxy(f"{prefix}postgres", self.postgres.port, "postgres")
+
+    async def _add_proxy(self, name: str, port: int, kind: Kind) -> None:
+        self.proxies[name] = Proxy(port, kind)
+        await self.proxies[name].open()
+
+    def _past(self, url: str, name: str) -> str:
+        """Return a store's address through a proxy; the store's own when there is none."""
+        proxy = self.proxies.get(name)
+        return url if proxy is None else re.sub(r":\d+/", f":{proxy.port}/", url)
 
     def redis(self) -> Any:
         """Return a client beside the door, to be used with `async with`."""
-        return redis.asyncio.Redis.from_url(self.valkey.url)
+        return redis.asyncio.Redis.from_url(self._redis_url)
 
     # -- what a run does -------------------------------------------------------------------
 
@@ -213,7 +251,28 @@ class Rig:
 
     def add_worker(self) -> Child:
         """Start a worker; do not wait for it."""
-        return self.stack.add_worker(**self._extra)
+        stores = {
+            "REDIS_URL": self._past(self.valkey.url, "redis"),
+            "DATABASE_URL": self._past(self.postgres.url, "postgres"),
+        }
+        return self.stack.add_worker(**stores, **self._extra)
+
+    def start_api(self) -> None:
+        """Start an API process; do not wait for it."""
+        values = {
+            "REDIS_URL": self._past(self.valkey.url, "API redis"),
+            "DATABASE_URL": self._past(self.postgres.url, "API postgres"),
+            "GRAPH_BASE_URL": self.stack.origin,
+            "BULK_SUBMITS_PER_HOUR_IP": "0",
+        }
+        self.apis.append(self.processes.api(**values))
+
+    async def apis_ready(self, count: int) -> None:
+        """Have so many API processes that take requests."""
+        while len(self.apis) < count:
+            self.start_api()
+        for _, origin in self.apis:
+            await self.until(partial(is_ready, origin), 30, f"{origin} is ready", 0.05)
 
     async def workers(self, count: int) -> None:
         """Have so many workers, all ticking."""
@@ -343,6 +402,15 @@ class Rig:
         whole = self.stack.ledger.read_bytes().rpartition(b"\n")[0]
         return [_decode(line) for line in whole.splitlines()]
 
+    def asked(self, job: str) -> int:
+        """Return how many requests of a job the provider has seen."""
+        return self.stack.ledger.read_bytes().count(b"d1." + job.encode())
+
+    async def stands_still(self, for_s: float) -> bool:
+        """Tell whether the provider has seen nothing for so long."""
+        times = self.times()
+        return not times or self.clock.monotonic() - times[-1] > for_s
+
     def times(self) -> list[float]:
         """Return when requests came to the provider, on the clock of every process here."""
         return [line.t_mono for line in self.lines()]
@@ -368,10 +436,13 @@ class Rig:
 
     def no_second_copy(self) -> None:
         """Require that nobody was accepted twice."""
+        extra = self.second_copies()
+        require(extra <= self.again_max, f"{extra} second copies")
+
+    def second_copies(self) -> int:
+        """Return how many messages were accepted beyond the first to each."""
         counts = Counter(line.to for line in self.lines() if line.verdict == "accepted")
-        twice = [to for to, count in counts.items() if count > 1]
-        extra = sum(counts.values()) - len(counts)
-        require(extra <= self.again_max, f"{extra} second copies, such as {twice[:5]}")
+        return sum(counts.values()) - len(counts)
 
     async def ended_well(self, job: str) -> int:
         """Require that an ended job adds up; return how many of it are unknown."""
@@ -383,20 +454,19 @@ class Rig:
 
     def evidence(self, names: frozenset[str]) -> oracle.Evidence:
         """Return what is known from outside; `names` are the workers that live."""
-        lines = []
-        for line in self.lines():
-            lines.append(
-                oracle.Line(
-                    line.seq,
-                    int(line.to.lstrip("+")),
-                    line.job,
-                    line.position,
-                    int(line.opaque.split(".")[3]),
-                    line.verdict,
-                    line.wamid,
-                    line.code,
-                )
+        lines = [
+            oracle.Line(
+                line.seq,
+                int(line.to.lstrip("+")),
+                line.job,
+                line.position,
+                int(line.opaque.split(".")[3]),
+                line.verdict,
+                line.wamid,
+                line.code,
             )
+            for line in self.lines()
+        ]
         return oracle.Evidence(
             self.accepted,
             lines,
@@ -437,6 +507,15 @@ def name_of(child: Child, names: Any) -> str:
     """Return a worker process's name among `names`; '' when it is not there."""
     # A consumer is named after its process (shared/ids.py).
     return next((name for name in names if name.startswith(f"w{child.pid}-")), "")
+
+
+async def is_ready(origin: str) -> bool:
+    """Tell whether an API process takes requests."""
+    try:
+        async with Client(origin) as client:
+            return bool(await client.ask("GET", "/readyz"))
+    except DrumbeatError:
+        return False
 
 
 def _is_later_note(text: str) -> bool:
