@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import msgspec
 import pytest
 
 from shared.clock import Clock
+from shared.embedded.children import is_open
 from shared.ids import Ids
 from shared.models import Answer
 from worker.graph import GraphClient
 from worker.sandbox.app import Sandbox
 from worker.sandbox.behaviour import Behaviour, Config
 from worker.sandbox.ledger import Ledger
+
+Eventually = Callable[..., Awaitable[Any]]
 
 
 def text(to: str, body: str = "hello") -> bytes:
@@ -124,20 +127,22 @@ async def test_a_number_refused_twice_is_then_accepted(far: Far) -> None:
     assert [answer.code for answer in answers] == [131000, 131000, None]
 
 
-async def test_a_refused_connection_never_left(far: Far) -> None:
+async def test_a_refused_connection_never_left(far: Far, eventually: Eventually) -> None:
     await far.admin("POST", "down", {"seconds": 0.3})
-    await asyncio.sleep(0.15)
+    await eventually(lambda: not is_open(far.sandbox.port))
     left = []
     answer = await far.send(text("+393331234567"), on_wire=lambda: left.append(1))
     assert (answer.kind, answer.why, left) == ("not_sent", "refused", [])
-    await asyncio.sleep(0.4)
+    await eventually(lambda: is_open(far.sandbox.port))
     assert (await far.send(text("+393331234567"))).kind == "accepted"
 
 
 async def test_a_wait_for_the_pool_never_left(far: Far) -> None:
     async with GraphClient(far.url, limit=1, connect_timeout_s=0.2, timeout_s=1) as narrow:
-        first = asyncio.create_task(narrow.send("v22.0", "100", "t", text("+15550005002")))
-        await asyncio.sleep(0.05)
+        left = asyncio.Event()
+        body = text("+15550005002")
+        first = asyncio.create_task(narrow.send("v22.0", "100", "t", body, on_wire=left.set))
+        await asyncio.wait_for(left.wait(), 5)
         second = await narrow.send("v22.0", "100", "t", text("+15550000002"))
         assert (second.kind, second.why) == ("not_sent", "pool")
         assert (await first).why == "timeout"

@@ -127,7 +127,10 @@ async def test_a_note_that_never_arrives_is_found_by_the_heartbeat(
     eventually: Eventually,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    is_deaf = asyncio.Event()
+
     async def deaf(_shard: int, _after: str) -> list[EventNote]:
+        is_deaf.set()
         await asyncio.sleep(0.05)
         await raw.xtrim("{s0}:events", maxlen=0)
         return []
@@ -135,7 +138,7 @@ async def test_a_note_that_never_arrives_is_found_by_the_heartbeat(
     monkeypatch.setattr(queue, "read_events", deaf)
     job = await submit(queue)
     subscription = hub.subscribe([job])
-    await asyncio.sleep(0.2)
+    await asyncio.wait_for(is_deaf.wait(), 5)
     await queue.control(job, "cancel", by="u1")
     look = newest(subscription)
     assert await eventually(lambda: (frame := look()) is not None and frame.is_end)
@@ -148,14 +151,18 @@ async def test_an_outage_ends_nothing_and_the_newest_snapshot_follows(
     job = await submit(queue)
     subscription = hub.subscribe([job])
 
-    async def lost(*_words: object) -> list[Any]:
+    asked: list[object] = []
+
+    async def lost(*words: object) -> list[Any]:
+        asked.extend(words)
         raise QueueError("lost", refused=True)
 
     with monkeypatch.context() as patch:
         patch.setattr(queue, "read_events", lost)
         patch.setattr(queue, "statuses", lost)
         await queue.control(job, "pause", by="u1")
-        await asyncio.sleep(1.2)
+        # The heartbeat has asked for the job, and been told nothing.
+        await eventually(lambda: [job] in asked)
         assert subscription.take() == []
     assert await eventually(newest(subscription, "paused"))
     hub.unsubscribe(subscription, "client")

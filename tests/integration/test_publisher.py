@@ -25,6 +25,7 @@ from worker.log_writer import LogWriter
 from worker.publisher import Publisher
 from worker.senders import Senders
 
+Eventually = Callable[..., Awaitable[Any]]
 IDS = Ids()
 MESSAGE = b'{"kind":"text","text":{"body":"hello"}}'
 COUNT, SIZE = 120, 50
@@ -115,13 +116,9 @@ async def bench(queue: Queue, archive: Archive, settings: Settings) -> Bench:
     return made
 
 
-async def until(check: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not await check():  # noqa: ASYNC110 - what changes is in another process
-            await asyncio.sleep(0.05)
-
-
-async def test_an_accepted_job_is_published_sent_raised_and_archived(bench: Bench) -> None:
+async def test_an_accepted_job_is_published_sent_raised_and_archived(
+    bench: Bench, eventually: Eventually
+) -> None:
     job = await bench.accept()
     await bench.publisher.look(0)
     assert bench.senders.get("snd_main") is not None
@@ -136,7 +133,7 @@ async def test_an_accepted_job_is_published_sent_raised_and_archived(bench: Benc
         async def is_over() -> bool:
             return (await bench.row(job)).state == "completed"
 
-        await until(is_over)
+        await eventually(is_over, within_s=10)
     row = await bench.row(job)
     assert (row.sent, row.failed, row.unknown) == (COUNT, 0, 0)
     assert row.end_event
@@ -150,7 +147,7 @@ async def test_an_accepted_job_is_published_sent_raised_and_archived(bench: Benc
 
 
 async def test_after_a_wipe_logged_is_final_released_is_unknown_the_rest_is_sent(
-    bench: Bench,
+    bench: Bench, eventually: Eventually
 ) -> None:
     job = await bench.accept()
     await bench.publisher.look(0)
@@ -161,7 +158,7 @@ async def test_after_a_wipe_logged_is_final_released_is_unknown_the_rest_is_sent
         async def is_logged() -> bool:
             return len(await bench.archive.logged(job)) == sent
 
-        await until(is_logged)
+        await eventually(is_logged, within_s=10)
     reserved = (await bench.row(job)).reserved
     await bench.queue._commands[0].flushall()
     await bench.queue.prepare(0)
@@ -171,16 +168,20 @@ async def test_after_a_wipe_logged_is_final_released_is_unknown_the_rest_is_sent
     assert (status.tally.sent, status.tally.unknown) == (sent, reserved - sent)
     assert (await bench.row(job)).unknown == reserved - sent
     async with bench.writing():
-        async with asyncio.timeout(20):
-            while (await bench.row(job)).state != "completed":
-                await bench.send()
-                await asyncio.sleep(0.05)
+
+        async def is_completed() -> bool:
+            await bench.send()
+            return (await bench.row(job)).state == "completed"
+
+        await eventually(is_completed, within_s=20)
     row = await bench.row(job)
     assert (row.sent + row.unknown, row.unknown) == (COUNT, reserved - sent)
     assert len(await bench.archive.logged(job)) == COUNT
 
 
-async def test_a_job_that_a_failover_lost_goes_on_where_its_log_ends(bench: Bench) -> None:
+async def test_a_job_that_a_failover_lost_goes_on_where_its_log_ends(
+    bench: Bench, eventually: Eventually
+) -> None:
     await bench.publisher.look(0)
     job = await bench.accept(born=await bench.queue.born(0))
     await bench.publisher.look(0)
@@ -190,22 +191,27 @@ async def test_a_job_that_a_failover_lost_goes_on_where_its_log_ends(bench: Benc
         async def is_logged() -> bool:
             return len(await bench.archive.logged(job)) == sent
 
-        await until(is_logged)
+        await eventually(is_logged, within_s=10)
         client = bench.queue._commands[0]
         await client.delete(*[key async for key in client.scan_iter(f"*job:{job}*")])
         await bench.publisher.look(0)
         status = (await bench.queue.statuses([job]))[0]
         assert status is not None
         assert (status.tally.sent, status.tally.unknown) == (sent, 0)
-        async with asyncio.timeout(20):
-            while (await bench.row(job)).state != "completed":
-                sent += await bench.send()
-                await asyncio.sleep(0.05)
+
+        async def is_completed() -> bool:
+            nonlocal sent
+            sent += await bench.send()
+            return (await bench.row(job)).state == "completed"
+
+        await eventually(is_completed, within_s=20)
     row = await bench.row(job)
     assert (sent, row.sent, row.unknown) == (COUNT, COUNT, 0)
 
 
-async def test_a_paused_job_comes_back_paused_and_goes_on_when_resumed(bench: Bench) -> None:
+async def test_a_paused_job_comes_back_paused_and_goes_on_when_resumed(
+    bench: Bench, eventually: Eventually
+) -> None:
     job = await bench.accept()
     await bench.publisher.look(0)
     await bench.queue.control(job, "pause", by="u1", reason="lunch")
@@ -214,7 +220,7 @@ async def test_a_paused_job_comes_back_paused_and_goes_on_when_resumed(bench: Be
         async def is_paused() -> bool:
             return (await bench.row(job)).state == "paused"
 
-        await until(is_paused)
+        await eventually(is_paused, within_s=10)
     await bench.queue._commands[0].flushall()
     await bench.queue.prepare(0)
     await bench.publisher.look(0)
@@ -255,7 +261,7 @@ async def test_another_default_rate_reaches_redis_after_a_restart(bench: Bench) 
 
 
 async def test_entries_of_a_reader_that_died_are_taken_over(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     job = await bench.accept()
     await bench.publisher.look(0)
@@ -270,7 +276,7 @@ async def test_entries_of_a_reader_that_died_are_taken_over(
         async def is_known() -> bool:
             return (await bench.row(job)).state != "accepted"
 
-        await until(is_known)
+        await eventually(is_known, within_s=10)
     with suppress(redis.asyncio.RedisError):
         pending = await bench.queue._commands[0].xpending("{s0}:outcomes", "archive")
         assert pending["pending"] == 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import fakeredis
 import msgspec
@@ -30,6 +30,8 @@ from shared.models import (
 from shared.queue import Queue
 from shared.settings import Settings
 from tests.conftest import IS_FAKE
+
+Eventually = Callable[..., Awaitable[Any]]
 
 SECRET = "0123456789abcdef0123456789abcdef"  # noqa: S105 - a test's
 MESSAGE = b'{"kind":"text","text":{"body":"hello"}}'
@@ -253,12 +255,14 @@ async def test_a_deadline_skips_what_is_left(
     assert status.reasons == {Reason.EXPIRED: 100}
 
 
-async def test_a_late_claim_pays_again_or_goes_back(queue: Queue) -> None:
+async def test_a_late_claim_pays_again_or_goes_back(queue: Queue, eventually: Eventually) -> None:
     await add_sender(queue, rate=100)
     await submit(queue, 300)
     claims = await queue.claim(0, "w1", 64, 50)
     assert len(claims) >= 2
-    await asyncio.sleep(1.2)
+    # All of them are late: more than the 500 ms that a bucket may be ahead.
+    last_ms = max(claim.start_ms for claim in claims) + 600
+    await eventually(lambda: Clock().now_ms() > last_ms)
     begun = await queue.begin("w1", claims)
     starts = [b.start_ms for b in begun if isinstance(b, Go)]
     assert starts == sorted(starts)
@@ -333,13 +337,14 @@ async def test_a_server_that_may_lose_jobs_is_refused(queue: Queue) -> None:
         await queue.visitors.config_set("maxmemory-policy", "noeviction")
 
 
-async def test_an_expired_job_takes_no_intents_and_says_so(queue: Queue) -> None:
+async def test_an_expired_job_takes_no_intents_and_says_so(
+    queue: Queue, eventually: Eventually
+) -> None:
     await add_sender(queue)
     deadline = Clock().now_ms() + 400
     job = await submit(queue, 2, expires_ms=deadline)
     [(claim, _)] = await take(queue)
-    while Clock().now_ms() <= deadline + 50:
-        await Clock().sleep(0.05)
+    await eventually(lambda: Clock().now_ms() > deadline + 50)
     told = await queue.report("w1", claim, intents=Intent(0, 1).pack())
     assert told.job_state == "expired"
     assert await queue.states(job) == bytes(2)

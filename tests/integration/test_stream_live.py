@@ -74,12 +74,19 @@ async def queue(valkey: Valkey) -> AsyncIterator[Queue]:
     await opened.close()
 
 
+class Credential(dict[str, DrumbeatError]):
+    """What is wrong with the credential, and how often it was looked at."""
+
+    asked = 0
+
+
 @pytest.fixture(autouse=True)
-def credential(monkeypatch: pytest.MonkeyPatch) -> dict[str, DrumbeatError]:
+def credential(monkeypatch: pytest.MonkeyPatch) -> Credential:
     """Put an error in, and the next heartbeat meets it."""
-    errors: dict[str, DrumbeatError] = {}
+    errors = Credential()
 
     async def look(_request: web.Request) -> None:
+        errors.asked += 1
         for error in errors.values():
             raise error
 
@@ -192,12 +199,12 @@ async def test_a_stream_begins_whole_follows_and_closes_after_the_end(
 
 
 async def test_a_reader_of_the_newest_waits_and_one_from_nowhere_is_reset(
-    http: Http, queue: Queue, rows: Rows
+    http: Http, queue: Queue, rows: Rows, hub: Hub, eventually: Eventually
 ) -> None:
     job = await submit(queue, rows)
     first, _ = await (await follow(http, f"/realtime/bulk/{job}")).next()
     waits = await follow(http, f"/realtime/bulk/{job}?lastEventId={first.id}")
-    await asyncio.sleep(0.2)
+    await eventually(lambda: hub.connections == 2)
     await queue.control(job, "pause", by="u1")
     _, data = await waits.next()
     assert data["state"] == "paused"
@@ -281,13 +288,14 @@ async def test_a_stop_says_good_bye_and_when_to_return(
 
 
 async def test_a_revoked_credential_ends_the_stream_and_a_lost_store_does_not(
-    http: Http, queue: Queue, rows: Rows, credential: dict[str, DrumbeatError]
+    http: Http, queue: Queue, rows: Rows, credential: Credential, eventually: Eventually
 ) -> None:
     job = await submit(queue, rows)
     reader = await follow(http, f"/realtime/bulk/{job}")
     await reader.next()
     credential["store"] = QueueError("lost", refused=True)
-    await asyncio.sleep(1.3)
+    asked = credential.asked
+    await eventually(lambda: credential.asked > asked)
     credential.clear()
     await queue.control(job, "pause", by="u1")
     assert (await reader.next())[1]["state"] == "paused"
@@ -299,17 +307,23 @@ async def test_a_revoked_credential_ends_the_stream_and_a_lost_store_does_not(
 
 
 async def test_a_stream_opened_during_an_outage_is_told_when_it_is_over(
-    http: Http, queue: Queue, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    http: Http,
+    queue: Queue,
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
 ) -> None:
     job = await submit(queue, rows)
+    asked: list[list[str]] = []
 
-    async def lost(_ids: list[str]) -> None:
+    async def lost(ids: list[str]) -> None:
+        asked.append(ids)
         raise QueueError("lost", refused=True)
 
     with monkeypatch.context() as patch:
         patch.setattr(queue, "statuses", lost)
         reader = await follow(http, f"/realtime/bulk/{job}")
-        await asyncio.sleep(0.3)
+        await eventually(lambda: len(asked) > 1)  # when it was opened, and again
     event, data = await reader.next()
     assert (data["type"], data["state"]) == ("snapshot", "queued")
     assert event.id

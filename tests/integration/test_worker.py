@@ -174,10 +174,13 @@ async def test_a_pause_stops_sending_and_a_resume_ends_exact(
 
     await eventually(has_begun, within_s=10)
     await bench.queue.control(job, "pause", by="a")
-    clock = Clock()
-    await clock.sleep(1.0)
+
+    async def has_stopped() -> bool:
+        return (await bench.status(job)).tally.in_flight == 0
+
+    await eventually(has_stopped)
     before = sum(bench.accepted().values())
-    await clock.sleep(1.0)
+    await Clock().sleep(1.0)  # 50 more would leave in it
     assert sum(bench.accepted().values()) == before
     await bench.queue.control(job, "resume", by="a")
     await eventually(lambda: bench.is_over(job), within_s=20)
