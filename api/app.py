@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import auth, health, jobs, stats, stream
+from api import auth, health, jobs, stats, stream, submit
 from api.fleet import Fleet
 from api.guard import Runner
 from api.hub import Hub
@@ -37,7 +37,7 @@ _LINE_MAX: Final = 8190
 _log: Final = logs.get("api")
 
 ROUTES: Final = (
-    Route("POST", "/api/bulk/send", jobs.send, auth.SEND, "send", has_body=True),
+    Route("POST", "/api/bulk/send", submit.send, auth.SEND, "send", has_body=True),
     Route("GET", "/api/bulk/jobs", jobs.list_jobs, auth.READ, "jobs"),
     Route("GET", "/api/bulk/jobs/{job_id}", jobs.show, auth.READ, "job"),
     Route("POST", "/api/bulk/jobs/{job_id}/pause", jobs.pause, auth.SEND, "control",

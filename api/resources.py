@@ -49,6 +49,11 @@ class Resources:
     born: dict[int, str] = field(default_factory=dict)
     turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
+    @property
+    def secret(self) -> bytes:
+        """Return the key of MACs that leave this process: cursors, addresses in the audit log."""
+        return self.settings.bulk_secret_key[0].reveal().encode()
+
 
 RESOURCES: Final = web.AppKey("resources", Resources)
 

@@ -18,9 +18,9 @@ from api import progress, wire
 from api.auth import READ, Credentials, Principal, principal
 from api.guard import address_of, headers_of
 from api.hub import Frame, Subscription
-from api.jobs import job_of
 from api.resources import Resources, resources
 from api.router import REQUEST_ID, Route
+from api.views import job_of
 from shared import ids, keys
 from shared.archive import JobRow
 from shared.errors import (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -452,6 +452,15 @@ def _invalid(text: str) -> InvalidError:
         "The body is not what this endpoint takes; see errors.",
         [Fault(pointer, "validation_failed", sentence)],
     )
+
+
+def refuse(pointer: str, detail: str, code: str = "validation_failed") -> NoReturn:
+    """Refuse one field.
+
+    Raises:
+        InvalidError: always; its only fault is this one.
+    """
+    raise InvalidError(code, f"{pointer}: {detail}", [Fault(pointer, code, detail)])
 
 
 def refuse_controls(value: Any, breaks_at: str = "", pointer: str = "") -> None:  # noqa: ANN401

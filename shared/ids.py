@@ -13,6 +13,7 @@ from typing import Final
 # Crockford's order without its exclusions: sorted by byte value, so ids sort by time.
 ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _JOB: Final = re.compile(r"\Ajob_[0-9a-z]{28}\Z")
+_USER: Final = re.compile(r"\A[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _OTHER: Final = re.compile(r"\A(?:snd|upl|key|sup|req)_[0-9a-z]{26}\Z")
 
 
@@ -36,6 +37,11 @@ def is_job_id(text: str) -> bool:
     True
     """
     return _JOB.match(text) is not None
+
+
+def is_user_id(text: str) -> bool:
+    """Tell whether `text` has the form of a user id: a UUID in lower case."""
+    return _USER.match(text) is not None
 
 
 def is_object_id(text: str) -> bool:
