@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import asyncpg
-from redis.asyncio import Connection, Redis
+from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as LostConnectionError
 
 from shared.errors import ArchiveError, SettingsError
 from shared.settings import Settings
@@ -17,6 +19,44 @@ from shared.settings import Settings
 _BLOCKING_MARGIN_S: Final = 3.0
 _SOCKET_TIMEOUT_S: Final = 5.0
 OnConnect = Callable[[Connection], Awaitable[None]]
+
+
+class _Told(AbstractConnection):
+    """Says what uvloop says of a connection that was reset as redis-py says it.
+
+    Writing to a transport that is closed already is a RuntimeError there, which redis-py lets
+    through and nobody who expects a lost connection catches.
+    """
+
+    async def send_packed_command(
+        self,
+        command: bytes | str | Iterable[bytes],
+        check_health: bool = True,  # noqa: FBT001, FBT002 - redis-py's
+    ) -> None:
+        """Send, and call a transport that is gone a lost connection."""
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            raise LostConnectionError("the connection was closed under us") from error
+
+
+class _ToldPlain(_Told, Connection):
+    """The same on TCP."""
+
+
+class _ToldSSL(_Told, SSLConnection):
+    """The same with TLS."""
+
+
+class _ToldUnix(_Told, UnixDomainSocketConnection):
+    """The same on a UNIX socket."""
+
+
+_CLASSES: Final = {
+    Connection: _ToldPlain,
+    SSLConnection: _ToldSSL,
+    UnixDomainSocketConnection: _ToldUnix,
+}
 
 
 def open_redis(
@@ -41,7 +81,7 @@ def open_redis(
     if blocking:
         timeout = settings.worker_block_ms / 1000 + _BLOCKING_MARGIN_S
     extra: dict[str, Any] = {} if on_connect is None else {"redis_connect_func": on_connect}
-    return Redis.from_url(
+    client = Redis.from_url(
         _plain(settings.redis_url),
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout,
@@ -50,6 +90,9 @@ def open_redis(
         health_check_interval=0,
         **extra,
     )
+    pool = client.connection_pool
+    pool.connection_class = _CLASSES[pool.connection_class]
+    return client
 
 
 def _plain(value: object) -> str:
