@@ -12,6 +12,7 @@ from tests.integration.test_worker import numbers
 
 RATE, BURST = 80.0, 20.0  # `steady`, and a quarter of a second of it
 CHUNK = 50
+LATE_S = 0.05
 
 
 async def answer_in(stack: Stack, latency_ms: int) -> None:
@@ -43,9 +44,10 @@ async def hold_the_rate(stack: Stack, eventually: Eventually, count: int, latenc
         f"{whole:.2f}/s, {excess:.1f} above the rate in the worst window"
     )
     assert len(times) == count
-    # A window has two ends, and each may move by what one request is late on its way.
+    # A window's two ends.
     assert most <= RATE + BURST + 1
-    assert excess <= BURST + 1
+    # The worst window may begin with requests that a busy machine sent late.
+    assert excess <= BURST + 1 + LATE_S * RATE
     assert min(mean, whole) >= 0.95 * RATE
     assert set(stack.accepted().values()) == {1}
 
