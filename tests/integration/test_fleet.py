@@ -71,7 +71,7 @@ async def stand(settings: Settings) -> AsyncIterator[Stand]:
         await made.archive.add_sender(SenderRow("s1", "main", "1", b"x", rate=20.0))
         await made.queue.give_born(0, "b")
         await made.queue.prepare(0)
-        await made.queue.sender(0, "s1", version=1, rate=20, burst=20, paused=False, why="")
+        await made.queue.sender(0, "s1", version=1, rate=20, burst=5, paused=False, why="")
         yield Stand(made, registry)
 
 
