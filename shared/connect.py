@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import asyncpg
-from redis.asyncio import Connection, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio import Connection, ConnectionPool, Redis
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as LostConnectionError
 
 from shared.errors import ArchiveError, SettingsError
+from shared.primary import (
+    CLASSES,
+    AskCluster,
+    AskSentinel,
+    Wary,
+    WaryPlain,
+    WaryTLS,
+    Where,
+    address_of,
+)
 from shared.settings import Settings
 
 # A blocking read must end well before its socket does (pitfalls R2).
@@ -21,46 +30,12 @@ _SOCKET_TIMEOUT_S: Final = 5.0
 OnConnect = Callable[[Connection], Awaitable[None]]
 
 
-class _Told(AbstractConnection):
-    """Says what uvloop says of a connection that was reset as redis-py says it.
-
-    Writing to a transport that is closed already is a RuntimeError there, which redis-py lets
-    through and nobody who expects a lost connection catches.
-    """
-
-    async def send_packed_command(
-        self,
-        command: bytes | str | Iterable[bytes],
-        check_health: bool = True,  # noqa: FBT001, FBT002 - redis-py's
-    ) -> None:
-        """Send, and call a transport that is gone a lost connection."""
-        try:
-            await super().send_packed_command(command, check_health)
-        except RuntimeError as error:
-            raise LostConnectionError("the connection was closed under us") from error
-
-
-class _ToldPlain(_Told, Connection):
-    """The same on TCP."""
-
-
-class _ToldSSL(_Told, SSLConnection):
-    """The same with TLS."""
-
-
-class _ToldUnix(_Told, UnixDomainSocketConnection):
-    """The same on a UNIX socket."""
-
-
-_CLASSES: Final = {
-    Connection: _ToldPlain,
-    SSLConnection: _ToldSSL,
-    UnixDomainSocketConnection: _ToldUnix,
-}
-
-
 def open_redis(
-    settings: Settings, *, blocking: bool = False, on_connect: OnConnect | None = None
+    settings: Settings,
+    tag: str = "",
+    *,
+    blocking: bool = False,
+    on_connect: OnConnect | None = None,
 ) -> Redis:
     """Return a client that makes no retries of its own.
 
@@ -69,6 +44,7 @@ def open_redis(
 
     Args:
         settings: for REDIS_URL and WORKER_BLOCK_MS.
+        tag: what its keys begin with: in a cluster, who owns that slot is asked.
         blocking: for reads with BLOCK: one connection, whose time-out is longer than the block.
         on_connect: called on every new connection before any other command.
 
@@ -81,8 +57,10 @@ def open_redis(
     if blocking:
         timeout = settings.worker_block_ms / 1000 + _BLOCKING_MARGIN_S
     extra: dict[str, Any] = {} if on_connect is None else {"redis_connect_func": on_connect}
-    client = Redis.from_url(
-        _plain(settings.redis_url),
+    kind, options = _options_of(_plain(settings.redis_url), tag)
+    pool = ConnectionPool(
+        connection_class=kind,
+        **options,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout,
         socket_connect_timeout=2.0,
@@ -90,9 +68,23 @@ def open_redis(
         health_check_interval=0,
         **extra,
     )
-    pool = client.connection_pool
-    pool.connection_class = _CLASSES[pool.connection_class]
-    return client
+    return Redis.from_pool(pool)
+
+
+def _options_of(url: str, tag: str) -> tuple[type[Wary], dict[str, Any]]:
+    address = address_of(url)
+    if address is None:
+        options: dict[str, Any] = dict(parse_url(url))
+        return CLASSES[options.pop("connection_class", Connection)], options
+    where: Where = AskCluster(address, tag)
+    if address.kind == "sentinel":
+        where = AskSentinel(address)
+    options = {"where": where, "host": "", "db": address.db}
+    if address.username:
+        options["username"] = address.username
+    if address.password:
+        options["password"] = address.password
+    return (WaryTLS if address.is_tls else WaryPlain), options
 
 
 def _plain(value: object) -> str:

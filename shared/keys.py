@@ -8,6 +8,7 @@ from shared.ids import ALPHABET
 
 GROUP_WORKERS: Final = "workers"
 GROUP_ARCHIVE: Final = "archive"
+VISITORS: Final = "{v}:"  # keys about callers of the API; nothing about jobs
 _TIME_AND_PREFIX: Final = 14  # `job_` and 10 characters of time; 2 of shard follow
 
 

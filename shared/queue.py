@@ -9,6 +9,8 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from redis.asyncio import Connection, Redis
 from redis.exceptions import (
+    AskError,
+    MovedError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -57,6 +59,7 @@ from shared.settings import Settings
 # A script may run twice, so the door repeats it: at most 3 tries within 2 s (pitfalls R1).
 TRIES: Final = 3
 _PAUSES_S: Final = (0.1, 0.5)
+_ELSEWHERE: Final = (ReadOnlyError, MovedError, AskError)
 _REFUSALS: Final = ("OOM", "READONLY", "LOADING", "MISCONF", "NOAUTH", "WRONGPASS", "NOPERM")
 _T = TypeVar("_T")
 _Call = tuple[str, list[Argument]]
@@ -68,7 +71,7 @@ def _error_of(error: Exception) -> QueueError:
     text = str(error)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         return QueueError("Redis is full", refused=True, full=True)
-    refused = isinstance(error, ReadOnlyError) or text.startswith(_REFUSALS)
+    refused = isinstance(error, _ELSEWHERE) or text.startswith(_REFUSALS)
     refused = refused or (text.startswith("Error") and "connecting to" in text)
     return QueueError(f"Redis: {type(error).__name__}", refused=refused)
 
@@ -114,9 +117,10 @@ class Queue:
         commands, reads = [], []
         for shard in range(settings.queue_shards):
             hook = _hold_hook(shard, settings)
-            commands.append(open_redis(settings, on_connect=hook))
-            reads.append(open_redis(settings, blocking=True, on_connect=hook))
-        return cls(settings, commands, reads, open_redis(settings), observe=observe)
+            commands.append(open_redis(settings, keys.tag(shard), on_connect=hook))
+            reads.append(open_redis(settings, keys.tag(shard), blocking=True, on_connect=hook))
+        visitors = open_redis(settings, keys.VISITORS)
+        return cls(settings, commands, reads, visitors, observe=observe)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -138,7 +142,9 @@ class Queue:
                 if is_lost:  # an earlier try may have come through, whatever this one met
                     last = QueueError(str(last), refused=False, full=last.full)
                 is_lost = not last.refused
-                if last.refused or turn == tries - 1:
+                # The wrong server has refused: the connection is closed, the right one is asked.
+                may_try = not last.refused or isinstance(error, _ELSEWHERE)
+                if not may_try or turn == tries - 1:
                     raise last from error
                 await self._clock.sleep(_PAUSES_S[min(turn, 1)])
             else:

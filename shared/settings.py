@@ -22,6 +22,9 @@ WORKER_METRICS_PORT: Final = 9465
 _GRACE_MARGIN_S: Final = 5
 _TICKS_PER_LEASE: Final = 10
 _KEY_BYTES_MIN: Final = 32
+_REDIS_SCHEMES: Final = (
+    "redis://", "rediss://", "unix://", "sentinel://", "sentinels://", "cluster://", "clusters://",
+)  # fmt: skip
 _FILE: Final = "_FILE"
 _STRICT_PREFIX: Final = "BULK_"
 _PREFIXES: Final = (
@@ -137,8 +140,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     redis_url: Annotated[
         StoreUrl | None,
         Meta(
-            description="`redis://`, `rediss://`, `unix://` or `sentinel://host:port,…/name`; "
-            "needed by api and worker, embedded by `up` and `demo` when unset"
+            description="`redis://`, `unix://`, `sentinel://host:port,…/name` or "
+            "`cluster://host:port,…` (with TLS `rediss`, `sentinels`, `clusters`); needed by api "
+            "and worker, embedded by `up` and `demo` when unset"
         ),
     ] = None
     database_url: Annotated[
@@ -582,9 +586,8 @@ def _wrap(kind: type, value: object) -> object:
 def _disagreements(s: Settings) -> list[str]:
     rules = (
         (
-            s.redis_url is None
-            or s.redis_url.startswith(("redis://", "rediss://", "unix://", "sentinel://")),
-            "REDIS_URL: must begin with redis://, rediss://, unix:// or sentinel://",
+            s.redis_url is None or s.redis_url.startswith(_REDIS_SCHEMES),
+            f"REDIS_URL: must begin with one of {', '.join(_REDIS_SCHEMES)}",
         ),
         (
             s.database_url is None or s.database_url.startswith(("postgresql://", "postgres://")),
