@@ -350,3 +350,14 @@ async def test_an_expired_job_takes_no_intents_and_says_so(
     assert await queue.states(job) == bytes(2)
     await queue.report("w1", claim, done=True)
     assert set(await queue.states(job)) == {State.SKIPPED}
+
+
+async def test_a_burst_longer_than_half_a_second_starts_at_once(queue: Queue) -> None:
+    """Its first claim is released with a start that has passed; that does not make it late."""
+    await queue.sender(0, "s1", version=1, rate=20.0, burst=20.0, paused=False, why="")
+    await submit(queue, 40)
+    begun = await take(queue, count=1)
+    assert len(begun) == 1
+    claim, go = begun[0]
+    assert go.now_ms - go.start_ms > 500
+    assert claim.size == 12

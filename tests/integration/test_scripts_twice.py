@@ -117,7 +117,7 @@ async def make_late(queue: Queue, raw: Any) -> None:
     [(_, fields)] = await raw.xrange(f"{SHARD}ready", claim.entry, claim.entry)
     await raw.xack(f"{SHARD}ready", "workers", claim.entry)
     await raw.xtrim(f"{SHARD}ready", maxlen=0)
-    await raw.xadd(f"{SHARD}ready", {**fields, b"s": b"1"})
+    await raw.xadd(f"{SHARD}ready", {**fields, b"s": b"1", b"r": b"1"})
 
 
 @case("begin")

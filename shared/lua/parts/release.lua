@@ -131,7 +131,7 @@ local function release_one(cap, concurrency)
   local start = spend(s, id, job_rate, job_bucket, n)
   local gap = rate == 0 and 0 or math.floor(1000000 / rate)
   call('XADD', P .. 'ready', '*', 'j', id, 'c', chunk, 'o', offsets, 'n', int(n), 's', int(start),
-       'g', int(gap), 'd', '1', 'x', sid)
+       'g', int(gap), 'd', '1', 'x', sid, 'r', int(now))
   local second, rel = math.floor(now / 1000), call('HMGET', sender_key(sid), 'second', 'released')
   local released = num(rel[1]) == second and num(rel[2]) or 0
   call('HSET', sender_key(sid), 'outstanding', int(s.outstanding + 1), 'pass', string.format('%.3f', pass + n),

@@ -5,7 +5,7 @@ local function requeue(entry, more)
   local f = fields_of(entry)
   if f then
     call('XADD', P .. 'ready', '*', 'j', f.j, 'c', f.c, 'o', f.o, 'n', f.n, 's', f.s, 'g', f.g,
-         'd', int(num(f.d) + more), 'x', f.x)
+         'd', int(num(f.d) + more), 'x', f.x, 'r', f.r or '0')
   end
   call('XACK', P .. 'ready', 'workers', entry)
   call('XDEL', P .. 'ready', entry)
