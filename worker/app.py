@@ -125,6 +125,7 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         _log.info("worker.started", worker=worker, sandbox=settings.is_sandbox)
         writer = LogWriter(queue, archive, settings, clock, metrics, worker)
         publisher = Publisher(queue, archive, settings, clock, ids, senders)
+        pulse.bring_back = publisher.bring_back
         sides = [writer.run, publisher.run, senders.run]
         await _together(stop, tools, slots, pulse, archive, sides)
 

@@ -160,6 +160,29 @@ class Publisher:
                 await self._queue.give_born(shard, self._ids.token(12))
                 _log.info("shard.ready", shard=shard)
 
+    async def bring_back(self, shard: int, job_ids: list[str]) -> bool:
+        """Restore jobs that a fail-over lost, which this worker is about to tell of.
+
+        Their age does not matter here: who has something to tell of a job was given it by Redis.
+
+        Returns:
+            False: not all is done, or another process is at it; ask again.
+        """
+        try:
+            born = await self._queue.born(shard)
+            async with self._archive.advisory(shard) as is_ours:
+                if not is_ours or not born:
+                    return False
+                known = await self._queue.exists(job_ids)
+                for job_id, is_known in zip(job_ids, known, strict=True):
+                    row = None if is_known else await self._archive.job(job_id, None)
+                    if row is not None and row.state not in ("completed", "cancelled"):
+                        await self._publish(row, born)
+        except (ArchiveError, QueueError) as error:
+            _log.warning("publisher.waits", error=str(error))
+            return False
+        return True
+
     async def _missing(self, shard: int) -> list[JobRow]:
         """Return the unfinished jobs of a shard that Redis does not know."""
         found: list[JobRow] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Coroutine
 from typing import Final, NamedTuple
 
 from shared.clock import Clock
@@ -20,6 +21,8 @@ LEASE_MARGIN_S: Final = 1.0
 # What a server that lost its last second must be told again (design, After a failover).
 REPLAY_S: Final = 10.0
 ALARM_S: Final = 60.0  # Graph away for longer is said at error
+_NOBODY: Final = "-"  # no server's run id
+BringBack = Callable[[int, list[str]], Coroutine[None, None, bool]]
 _log = get("worker.tick")
 
 
@@ -66,6 +69,9 @@ class Pulse:
         self._told = [""] * queue.shards
         self._recent: deque[Told] = deque()
         self.off = [False] * queue.shards
+        # Restores lost jobs (the publisher's); False: not all of them are there now.
+        self.bring_back: BringBack | None = None
+        self._bringing: list[asyncio.Task[bool] | None] = [None] * queue.shards
 
     def may_start(self, shard: int, job: str) -> bool:
         """Tell whether a request of this job may leave now."""
@@ -139,6 +145,10 @@ class Pulse:
             await self._tell_again(shard)
 
     def _apply(self, shard: int, ticked: Ticked, sent_s: float) -> None:
+        if self.is_wiped[shard] and not ticked.wiped and self._recent:
+            # The jobs were rebuilt from what was logged by then. What was told of them meanwhile
+            # went past Redis to the archive: it is told again, else the two never agree.
+            self._told[shard] = _NOBODY
         self.is_wiped[shard] = ticked.wiped
         self._run[shard] = ticked.run
         self._stopped[shard] = frozenset(ticked.stop)
@@ -152,16 +162,26 @@ class Pulse:
             _log.warning("worker.reaped", reaped=name)
 
     async def _tell_again(self, shard: int) -> None:
-        """Tell another server the outcomes of the last 10 s and the intents in the air."""
+        """Tell another server the outcomes of the last 10 s and the intents in the air.
+
+        A job that it has lost is restored first: the intents of a job that nobody knows are told to
+        nobody, and whoever restored it later would have them sent a second time. The shard is held
+        until all is told.
+        """
         run = self._run[shard]
         if self._told[shard]:
-            _log.warning("worker.tells_again", shard=shard)
+            recent = [told for told in self._recent if told.claim.shard == shard]
+            claims = list(self.in_hand[shard].values())
+            jobs = {told.claim.job for told in recent} | {claim.job for claim in claims}
             try:
-                for told in [t for t in self._recent if t.claim.shard == shard]:
+                if not self.is_wiped[shard] and not await self._are_there(shard, sorted(jobs)):
+                    return
+                _log.warning("worker.tells_again", shard=shard)
+                for told in recent:
                     await self._queue.report(
                         self.worker, told.claim, facts=told.facts, record=told.record
                     )
-                for claim in list(self.in_hand[shard].values()):
+                for claim in claims:
                     air = self.in_the_air.get(claim.entry, {})
                     facts = b"".join(Fact(i, State.INTENT, a).pack() for i, a in air.items())
                     if facts:
@@ -169,3 +189,21 @@ class Pulse:
             except QueueError:
                 return
         self._told[shard] = run
+
+    async def _are_there(self, shard: int, jobs: list[str]) -> bool:
+        """Tell whether the shard knows these jobs, or has been given what it lacks."""
+        if self.bring_back is None or not jobs:
+            return True
+        known = await self._queue.exists(jobs)
+        lost = [job for job, is_known in zip(jobs, known, strict=True) if not is_known]
+        if not lost:
+            return True
+        # Beside the ticks, which must go on while PostgreSQL is asked.
+        bringing = self._bringing[shard]
+        if bringing is None:
+            self._bringing[shard] = asyncio.create_task(self.bring_back(shard, lost))
+            return False
+        if not bringing.done():
+            return False
+        self._bringing[shard] = None
+        return bringing.result()
