@@ -22,8 +22,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shared.clock import Clock
-from shared.embedded.children import ChildError
-from shared.errors import DrumbeatError
 from tests.conftest import ROOT
 from tests.faults.real.goals import GOALS, Goal
 from tests.faults.real.rig import NotHere, Rig, Run, Violated
@@ -89,9 +87,9 @@ async def play(rig: Rig, session: Session) -> list[Run]:
         done.append(run)
         began_s = clock.monotonic()
         if not is_fresh:
-            await rig.fresh(latency_ms=goal.latency_ms, through=goal.through, **goal.extra)
-            since, is_fresh = len(done) - 1, True
-        await once(rig, goal, run)
+            since = len(done) - 1
+        await once(rig, goal, run, is_fresh=is_fresh)
+        is_fresh = True
         run.took_s = clock.monotonic() - began_s
         if run.violations:
             is_fresh = False
@@ -101,9 +99,11 @@ async def play(rig: Rig, session: Session) -> list[Run]:
     return done
 
 
-async def once(rig: Rig, goal: Goal, run: Run) -> None:
+async def once(rig: Rig, goal: Goal, run: Run, *, is_fresh: bool) -> None:
     """Make one run and write down what came of it."""
     try:
+        if not is_fresh:
+            await rig.fresh(latency_ms=goal.latency_ms, through=goal.through, **goal.extra)
         figures = await goal.act(rig, Random(run.seed), run.index)  # noqa: S311 - of a test
         run.faults = int(figures.pop("faults", 1))
         run.figures = figures
@@ -111,16 +111,25 @@ async def once(rig: Rig, goal: Goal, run: Run) -> None:
         run.violations = [str(violated)]
     except NotHere as missing:
         run.skipped = str(missing)
-    except (DrumbeatError, ChildError, OSError) as error:
-        run.violations = [f"{type(error).__name__}: {error}"]
-        traceback.print_exception(error)
+    except Exception as error:  # noqa: BLE001 - whatever broke it, the others must be made
+        found = [x for x in leaves(error) if isinstance(x, Violated)]
+        run.violations = [str(x) for x in found] or [f"{type(error).__name__}: {error}"]
+        if not found:
+            traceback.print_exception(error)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return what a group of errors is made of."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in leaves(each)]
+    return [error]
 
 
 async def settle(rig: Rig, runs: list[Run]) -> None:
     """Examine a whole system at the end of its session; its last run answers for it."""
     try:
         found = await rig.verdict()
-    except (DrumbeatError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - as above
         found = [f"{type(error).__name__}: {error}"]
     if found:
         seeds = ", ".join(str(run.seed) for run in runs)

@@ -76,8 +76,9 @@ class Customer:
             self.tries += 1
             if answer.status == 202:
                 break
-            # Nothing, and the 503s that say so, may be repeated; anything else is wrong here.
-            require(answer.status in (0, 503), f"submit was answered {answer[:2]}")
+            # Nothing, the 503s that say so, and "another of yours is read now" may be repeated.
+            may = answer.status in (0, 503) or answer.code == "rate_limited"
+            require(may, f"submit was answered {answer[:2]}")
             require(self.rig.clock.monotonic() < end_s, f"no 202 in {within_s:g} s: {answer[:2]}")
             await self.rig.clock.sleep(0.1)
         job = answer.body["jobId"]
@@ -87,7 +88,7 @@ class Customer:
                 f"{origins[-1]}/api/bulk/jobs/{job}/cancel", {"Authorization": f"Bearer {KEY}"}
             )
         again = await ask(origins[-1], KEY, self.key, self.phones, "main")
-        if again.status:
+        if again.status == 202 or again.status not in (0, 429, 503):
             same = again.status == 202 and again.body["jobId"] == job
             require(same, f"{job} was answered, then {again.status} {again.body.get('jobId')}")
 
@@ -112,7 +113,7 @@ async def api_kills(rig: Rig, chance: Random, index: int) -> dict[str, float]:
     async with asyncio.TaskGroup() as group:
         for customer in customers:
             group.create_task(customer.submit(origins, 20))
-        await rig.clock.sleep(chance.uniform(0, 1.0 if LARGE in sizes else 0.15))
+        await rig.clock.sleep(chance.uniform(0, 1.5 if LARGE in sizes else 0.5))
         await victim.kill()
         rig.start_api()
     for customer in customers:

@@ -107,8 +107,9 @@ async def _ill(
 async def _sending(rig: Rig, this: Cell, chance: Random) -> dict[str, float]:
     await rig.workers(2)
     proxy = rig.proxies[this.target]
-    lost = proxy.counters.begun - proxy.counters.answers
-    count = COUNT * 2 if this.toxic in ("down", "half_open") else COUNT
+    lost = _lost(proxy)
+    # Long enough that there is something left to send when it is healed.
+    count = COUNT * 2 if this.toxic in ("down", "half_open") else COUNT * 3 // 2
     job = await rig.submit(count, "fast")
     await rig.has_sent(job, chance.randrange(20, COUNT // 3))
 
@@ -120,14 +121,14 @@ async def _sending(rig: Rig, this: Cell, chance: Random) -> dict[str, float]:
     if this.target == "postgres":
         await rig.until(lambda: _archives(rig, job), RECOVER_S, "the archive goes on", 0.05)
         took_s = rig.clock.monotonic() - healed_s
-    elif rig.asked(job) < count:
-        took_s = await rig.goes_on(healed_s, RECOVER_S, str(this))
+    elif not await rig.is_over(job):
+        took_s = await rig.goes_on(healed_s, RECOVER_S, "the fault")
     # Without PostgreSQL it goes on sending, and works; a worker with nothing to do may not.
     if this.target != "postgres":
         require(share < CPU_MAX, f"{share:.0%} of a CPU while it was away")
     await rig.has_ended(job, count / RATE + FINISH_S + 10)
     unknown = await rig.ended_well(job)
-    lost = proxy.counters.begun - proxy.counters.answers - lost
+    lost = _lost(proxy) - lost
     most = lost if this.target == "provider" else 0
     rig.unknown_max += most
     require(unknown <= most, f"{unknown} unknown, {most} answers were lost")
@@ -136,6 +137,15 @@ async def _sending(rig: Rig, this: Cell, chance: Random) -> dict[str, float]:
         f"worst recovery from {this.target} s": took_s,
         "worst CPU while away": share if this.target != "postgres" else 0.0,
     }
+
+
+def _lost(proxy: Proxy) -> int:
+    """Return how many answers cannot have come, or were not to be relied on.
+
+    Requests without a whole answer; and one for each connection that was cut, which may have been
+    under way to it.
+    """
+    return proxy.counters.begun - proxy.counters.answers + proxy.counters.cut
 
 
 async def _archives(rig: Rig, job: str) -> bool:

@@ -49,7 +49,8 @@ class Counters(msgspec.Struct):
 
     Attributes:
         connections: taken.
-        refused: closed at once, by `down` or because the server does not listen.
+        refused: closed at once, because the server does not listen.
+        cut: connections that a fault ended.
         begun: requests of which anything came.
         requests: requests that came whole.
         answers: whole answers that were passed on.
@@ -59,6 +60,7 @@ class Counters(msgspec.Struct):
 
     connections: int = 0
     refused: int = 0
+    cut: int = 0
     begun: int = 0
     requests: int = 0
     answers: int = 0
@@ -322,6 +324,7 @@ class Proxy:
     def cut_all(self) -> None:
         """Reset every connection there is."""
         for link in list(self._links):
+            self.counters.cut += 1
             link.reset()
 
     def point_to(self, port: int) -> None:
@@ -338,6 +341,7 @@ class Proxy:
     async def _later(self, link: Link, toxic: Toxic) -> None:
         await self._clock.sleep(toxic.timeout / 1000)
         if toxic in self._toxics.values():
+            self.counters.cut += 1
             (link.reset if toxic.kind == "reset_peer" else link.close)()
 
     async def _take(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
@@ -373,14 +377,18 @@ class Proxy:
         passed = 0
         with contextlib.suppress(OSError, RuntimeError):
             while data := await reader.read(_READ):
+                answers = 0
+                if self._kind and stream == "upstream":
+                    data = self._see_request(link, data)
+                elif self._kind:
+                    data, answers = self._see_answer(link, data)
                 if link.is_dead or f"timeout_{stream}" in self._toxics:
                     continue
-                if self._kind:
-                    see = self._see_request if stream == "upstream" else self._see_answer
-                    data = see(link, data)
                 is_open = await self._pass(data, writer, stream, passed)
                 passed += len(data)
+                self.counters.answers += answers * is_open
                 if link.is_cut or not is_open:
+                    self.counters.cut += 1
                     link.cut()
                     return
             if link.is_dead:
@@ -413,9 +421,9 @@ class Proxy:
             framer.passed = len(framer.rest)
         return bytes(out)
 
-    def _see_answer(self, link: Link, data: bytes) -> bytes:
-        """Count answers; return what may pass of them."""
-        framer, out = link.answers, bytearray()
+    def _see_answer(self, link: Link, data: bytes) -> tuple[bytes, int]:
+        """Return what may pass of answers, and how many are whole with that."""
+        framer, out, whole = link.answers, bytearray(), 0
         for message in framer.feed(data):
             link.unanswered = max(0, link.unanswered - 1)
             link.fault_in -= 1
@@ -423,14 +431,14 @@ class Proxy:
                 # Done, and nobody knows.
                 link.is_cut = link.fault == "cut_after"
                 link.is_dead = not link.is_cut
-                return bytes(out)
-            self.counters.answers += 1
+                return bytes(out), whole
+            whole += 1
             out += message[framer.passed :]
             framer.passed = 0
         if link.fault is None:
             out += framer.rest[framer.passed :]
             framer.passed = len(framer.rest)
-        return bytes(out)
+        return bytes(out), whole
 
     # -- toxics on bytes -------------------------------------------------------------------
 
@@ -447,6 +455,8 @@ class Proxy:
             data = data[: max(0, limit.bytes - passed)]
         slicer, bandwidth = on.get("slicer"), on.get("bandwidth")
         for piece in self._pieces(data, slicer, bandwidth):
+            if writer.is_closing():
+                return False
             writer.write(piece)
             await writer.drain()
             self._count(stream, len(piece))
