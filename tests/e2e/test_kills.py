@@ -7,8 +7,9 @@ import random
 import pytest
 
 from shared.clock import Clock
+from shared.embedded.children import Child
 from shared.models import State, state_of
-from tests.e2e.stack import CONCURRENCY, WORKER, Eventually, Stack, held_by, sent
+from tests.e2e.stack import CONCURRENCY, WORKER, Eventually, Stack, held_by, is_at_work, sent
 from tests.integration.test_worker import numbers
 
 LEASE_S = int(WORKER["WORKER_LEASE_MS"]) / 1000
@@ -21,9 +22,9 @@ class Kill:
         self.at_s, self.claims, self.intents = at_s, claims, intents
 
 
-async def kill(stack: Stack, at: int) -> Kill:
-    """Kill the worker at a place of the list, and read what it has left behind."""
-    child = stack.workers.pop(at)
+async def kill(stack: Stack, child: Child) -> Kill:
+    """Kill a worker, and read what it has left behind."""
+    stack.workers.remove(child)
     at_s = Clock().monotonic()
     await child.kill()
     held = await held_by(stack, child)
@@ -34,12 +35,18 @@ async def kill(stack: Stack, at: int) -> Kill:
     return Kill(at_s, len(held), intents)
 
 
+async def two_at_work(stack: Stack) -> list[Child]:
+    """Return the workers that have ticked; none of them unless there are two."""
+    at_work = [child for child in stack.workers if await is_at_work(stack, child)]
+    return at_work if len(at_work) > 1 else []
+
+
 async def kill_five(stack: Stack, eventually: Eventually, count: int, seed: int) -> None:
     """Send to `count` through three workers, five of which die at random moments."""
     print(f"\nseed {seed}")  # noqa: T201 - repeats this run
     chance, clock = random.Random(seed), Clock()  # noqa: S311 - of a test
     await stack.add_workers(3, eventually)
-    moments = sorted(chance.randrange(count // 20, count * 9 // 10) for _ in range(5))
+    moments = sorted(chance.randrange(count // 20, count * 3 // 4) for _ in range(5))
     job = await stack.submit(numbers(count, 393331000000), sender="snd_fast")
     kills = []
     for moment in moments:
@@ -49,8 +56,10 @@ async def kill_five(stack: Stack, eventually: Eventually, count: int, seed: int)
 
         await eventually(has_come, within_s=60)
         assert not await stack.is_over(job), "the job was over before its last kill"
-        kills.append(await kill(stack, chance.randrange(3)))
-        await stack.add_workers(1, eventually)
+        # The one in its place is not awaited, but somebody must be there who goes on.
+        at_work: list[Child] = await eventually(lambda: two_at_work(stack), within_s=30)
+        kills.append(await kill(stack, chance.choice(at_work)))
+        stack.add_worker()
     await eventually(lambda: stack.is_over(job), within_s=60)
     ended_s = clock.monotonic()
 
@@ -71,7 +80,7 @@ async def kill_five(stack: Stack, eventually: Eventually, count: int, seed: int)
         # Until the lease is over nobody takes the dead one's claims: what comes is the others'.
         others = sum(1 for t in times if k.at_s + 0.5 <= t < k.at_s + 1.5)
         print(f"  {others} sends in the second after half a second; {k.claims} claims held")  # noqa: T201
-        assert others >= 100, "the others stood still at a quarter of the rate or less"
+        assert others >= 40, "the others stood still, at a tenth of the rate or less"
     await stack.check(job, eventually)
 
 
@@ -93,7 +102,7 @@ async def test_the_claims_of_a_killed_worker_are_taken_over_though_nothing_else_
     holds = [await held_by(stack, child) for child in stack.workers]
     assert sorted(map(len, holds)) == [0, 1]
     await stack.configure(latency_ms=0)
-    dead = await kill(stack, 0 if holds[0] else 1)
+    dead = await kill(stack, stack.workers[0 if holds[0] else 1])
     before = len(stack.lines())
     await eventually(lambda: stack.is_over(job), within_s=20)
     tally, after = (await stack.status(job)).tally, stack.lines()[before:]
