@@ -25,7 +25,7 @@ async def stop(stack: Stack, client: Client, job: str, action: str) -> float:
     await client.control(job, action)
     answered_s = clock.monotonic()
     # Long enough for whatever was not stopped to show itself.
-    await clock.sleep(STOP_S + 1.5)
+    await clock.sleep(STOP_S + 0.7)
     return stack.times()[-1] - answered_s
 
 
