@@ -190,7 +190,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     ] = META_GRAPH_URL
     graph_client: Annotated[
         Literal["aiohttp", "thin"], Meta(description="HTTP client behind the Graph door")
-    ] = "aiohttp"
+    ] = "thin"
     whatsapp_phone_number_id: Annotated[
         Annotated[str, Meta(pattern=r"^[0-9]{1,32}\Z")] | None,
         Meta(description="with WHATSAPP_ACCESS_TOKEN makes or updates the sender `default`"),

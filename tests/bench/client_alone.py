@@ -9,14 +9,15 @@ import sys
 import uvloop
 
 from worker.graph import GraphClient
+from worker.graph_thin import ThinGraphClient
 
 BODY = b'{"messaging_product":"whatsapp","recipient_type":"individual","to":"+%d","type":"text","text":{"body":"hello","preview_url":false}}'  # noqa: E501
 LANES = 320  # as many connections as a worker of 64 slots keeps busy
 
 
-async def run(base_url: str, count: int) -> None:
+async def run(kind: str, base_url: str, count: int) -> None:
     numbers = iter(range(393350000000, 393350000000 + count))
-    async with GraphClient(base_url) as client:
+    async with (ThinGraphClient if kind == "thin" else GraphClient)(base_url) as client:
 
         async def lane() -> None:
             for number in numbers:
@@ -33,5 +34,5 @@ def cpu_s() -> float:
 
 if __name__ == "__main__":
     before = cpu_s()
-    uvloop.run(run(sys.argv[1], int(sys.argv[2])))
-    sys.stdout.write(f"{(cpu_s() - before) * 1000 / int(sys.argv[2]):.4f}\n")
+    uvloop.run(run(*sys.argv[1:3], int(sys.argv[3])))
+    sys.stdout.write(f"{(cpu_s() - before) * 1000 / int(sys.argv[3]):.4f}\n")

@@ -37,17 +37,18 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-async def alone(origin: str) -> float:
+async def alone(client: str, origin: str) -> float:
     child = await asyncio.create_subprocess_exec(
-        sys.executable, str(ROOT / "tests/bench/client_alone.py"), origin, str(COUNT),
+        sys.executable, str(ROOT / "tests/bench/client_alone.py"), client, origin, str(COUNT),
         stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     out, _ = await child.communicate()
     return float(out)
 
 
+@pytest.mark.parametrize("client", ["aiohttp", "thin"])
 async def test_a_worker_beside_its_client_alone(
-    stack: Stack, valkey: Valkey, eventually: Callable[..., Awaitable[Any]]
+    stack: Stack, valkey: Valkey, eventually: Callable[..., Awaitable[Any]], client: str
 ) -> None:
     stack.processes.environ["LOG_LEVEL"] = "warning"
     # One server for both: what differs between the two is the product.
@@ -56,22 +57,24 @@ async def test_a_worker_beside_its_client_alone(
     )
     await eventually(lambda: is_open(int(origin.rsplit(":", 1)[1])), within_s=20)
     stack.origin = origin
-    worker = stack.add_worker(WORKER_SLOTS="64", WORKER_LEASE_MS="10000", WORKER_TICK_MS="200")
+    worker = stack.add_worker(
+        WORKER_SLOTS="64", WORKER_LEASE_MS="10000", WORKER_TICK_MS="200", GRAPH_CLIENT=client
+    )
     await eventually(lambda: workers_are_up(stack, 1), within_s=30)
     rows = []
     assert valkey.child is not None
     for turn in range(ROUNDS):
-        client = await alone(origin)
+        lone = await alone(client, origin)
         before = cpu_s(worker.pid), cpu_s(valkey.child.pid)
         job = await stack.submit(numbers(COUNT, 393331000000 + COUNT * turn))
         await eventually(lambda job=job: stack.is_over(job), within_s=60, every_s=0.2)
         await Clock().sleep(1.0)
         after = cpu_s(worker.pid), cpu_s(valkey.child.pid)
         spent = [(b - a) * 1000 / COUNT for a, b in zip(before, after, strict=True)]
-        rows.append((client, *spent))
-    client, work, server = (statistics.median(column) for column in zip(*rows, strict=True))
-    print(f"\nCPU s per 1,000 messages, medians of {ROUNDS} rounds of {COUNT:,}:")  # noqa: T201
-    print(f"  client alone {client:.3f} · worker {work:.3f} · Valkey {server:.3f}")  # noqa: T201
+        rows.append((lone, *spent))
+    lone, work, server = (statistics.median(column) for column in zip(*rows, strict=True))
+    print(f"\nCPU s per 1,000 messages, medians of {ROUNDS} rounds of {COUNT:,}, {client}:")  # noqa: T201
+    print(f"  client alone {lone:.3f} · worker {work:.3f} · Valkey {server:.3f}")  # noqa: T201
     ratios = [w / c for c, w, _ in rows]
     print(f"  worker / client alone: {statistics.median(ratios):.2f}")  # noqa: T201
     # The client alone sends to the same numbers again and again; jobs have their own.
