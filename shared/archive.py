@@ -219,6 +219,7 @@ class Recorded(msgspec.Struct, frozen=True):
         ended: (job, version) of every job of the batch whose end and rows are all committed.
         accepted: job that the batch ends → (kind, when it was accepted, ms).
         shared: job → recipients whose message id another recipient has too.
+        raised: jobs of which a row had another outcome before.
     """
 
     rows: int
@@ -226,6 +227,7 @@ class Recorded(msgspec.Struct, frozen=True):
     ended: list[tuple[str, int]]
     accepted: dict[str, tuple[str, int]] = {}
     shared: dict[str, int] = {}
+    raised: frozenset[str] = frozenset()
 
 
 def pack_blob(chunks: list[bytes]) -> bytes:
@@ -406,12 +408,23 @@ class Archive:
 
     @_guarded
     async def move_sender(
-        self, row: SenderRow, state: str, why: str, until_ms: int, parks: int, by: str
+        self,
+        row: SenderRow,
+        state: str,
+        why: str,
+        until_ms: int,
+        parks: int,
+        by: str,
+        *,
+        version: int = 0,
     ) -> bool:
-        """Stop a sender as `row` stands, with its audit row; False: it has changed since."""
+        """Stop a sender as `row` stands, with its audit row; False: it has changed since.
+
+        Its version becomes the next one, or `version` where a shard is ahead of us.
+        """
         async with self._pool.acquire() as connection, connection.transaction():
             moved = await connection.fetchval(
-                SQL["move_sender"], row.id, row.version, state, why, until_ms, parks
+                SQL["move_sender"], row.id, row.version, state, why, until_ms, parks, version
             )
             if moved is not None:
                 await connection.execute(
@@ -569,6 +582,7 @@ class Archive:
             accepted = await connection.fetch(SQL["accepted"], over) if over else []
             wamids = [row[_WAMID] for row in rows if row[_WAMID] is not None]
             shared = await connection.fetch(SQL["shared_wamids"], wamids) if wamids else []
+        raised = {row["job_number"] for row in moved if row["was"] is not None}
         found: dict[tuple[str, str], int] = {}
         for row in moved:
             key = (row["sender"], row["outcome"])
@@ -579,6 +593,7 @@ class Archive:
             ended=[(row["id"], row["version"]) for row in ended],
             accepted={row["id"]: (row["kind"], row["created_ms"]) for row in accepted},
             shared={row["job_id"]: row["n"] for row in shared},
+            raised=frozenset(job for job, (number, _) in numbers.items() if number in raised),
         )
 
     async def _rows(

@@ -12,7 +12,7 @@ from shared.clock import Clock
 from shared.errors import ArchiveError, QueueError
 from shared.logs import get
 from shared.metrics import WorkerMetrics
-from shared.models import TRIP, OutcomeEntry, Reason, State, unpack_facts
+from shared.models import OUTCOMES, TRIP, Claim, OutcomeEntry, Reason, State, unpack_facts
 from shared.queue import Queue
 from shared.settings import Settings
 
@@ -141,7 +141,10 @@ class LogWriter:
         """
         began_s = self._clock.monotonic()
         try:
-            recorded = await self._archive.record(batch)
+            recorded = await self._record(shard, batch)
+            if recorded is None:
+                await self._clock.sleep(_PAUSE_S)
+                return False
             self._metrics.archive_flush_seconds.observe(self._clock.monotonic() - began_s)
             # Before the entries go: a lost call would leave the job's keys without a TTL.
             for job_id, version in recorded.ended:
@@ -155,6 +158,41 @@ class LogWriter:
         self._failures[shard] = 0
         self._tell(batch, recorded)
         return True
+
+    async def _record(self, shard: int, batch: list[OutcomeEntry]) -> Recorded | None:
+        """Write a batch; None: a publisher is restoring jobs, ask again.
+
+        A restored job stands in Redis as PostgreSQL knew it. What was read before Redis lost it, or
+        told while Redis did not know it, raises a doubt in PostgreSQL alone: Redis is told as well.
+        """
+        homeless = {e.job for e in batch if e.kind == "facts" and not e.chunk_size}
+        if not homeless:
+            recorded = await self._archive.record(batch)
+            await self._raise(shard, batch, recorded.raised)
+            return recorded
+        # No publisher may read what is logged before this batch and restore after it.
+        async with self._archive.advisory(shard) as is_ours:
+            if not is_ours:
+                return None
+            recorded = await self._archive.record(batch)
+            known = await self._queue.exists(sorted(homeless))
+            is_known = dict(zip(sorted(homeless), known, strict=True))
+            gone = {job for job in homeless if not is_known[job]}
+            await self._raise(shard, batch, recorded.raised | (homeless - gone))
+        return recorded
+
+    async def _raise(self, shard: int, batch: list[OutcomeEntry], jobs: frozenset[str]) -> None:
+        """Tell Redis outcomes of these jobs: mostly it knows them, and nothing changes."""
+        for entry in batch:
+            if entry.kind != "facts" or entry.job not in jobs:
+                continue
+            facts = [fact.pack() for fact in unpack_facts(entry.facts) if fact.state in OUTCOMES]
+            if facts:
+                # Of a claim that nobody holds: such facts only raise.
+                claim = Claim(shard, "0-0", entry.job, entry.chunk, b"", 0, 0, 0, delivery=1)
+                await self._queue.report(
+                    self._consumer, claim, facts=b"".join(facts), record=entry.record
+                )
 
     def _tell(self, batch: list[OutcomeEntry], recorded: Recorded) -> None:
         metrics = self._metrics

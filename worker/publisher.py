@@ -218,6 +218,9 @@ class Publisher:
         rebuilt = rebuild(row.recipients, logged, row.reserved, same_born=same_born)
         if rebuilt.doubtful:
             await self._archive.record([self._doubt(row, rebuilt.doubtful)])
+            # Somebody may have written meanwhile; whoever writes later finds our doubt, and tells.
+            logged = await self._archive.logged(row.id)
+            rebuilt = rebuild(row.recipients, logged, row.reserved, same_born=same_born)
         counters = dict(rebuilt.counters)
         for reason, count in (await self._archive.reason_counts(row.id)).items():
             counters[f"by:{reason}"] = count
