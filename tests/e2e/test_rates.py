@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from shared.clock import Clock
-from tests.e2e.stack import CONCURRENCY, Eventually, Stack, excess_over, most_in, sent
+from shared.embedded.children import Child
+from tests.e2e.stack import CONCURRENCY, Eventually, Stack, excess_over, held_by, most_in, sent
 from tests.integration.test_worker import numbers
 
 RATE, BURST = 80.0, 20.0  # `steady`, and a quarter of a second of it
@@ -77,7 +78,15 @@ async def test_a_worker_stalled_for_three_seconds_does_not_make_up_for_it(
         return await sent(stack, job) > 320
 
     await eventually(has_begun, within_s=30)
-    stalled = stack.workers[0]
+
+    async def holder() -> Child | None:
+        for child in stack.workers:
+            if await held_by(stack, child):
+                return child
+        return None
+
+    # One with claims in hand, or there is nothing to make up for.
+    stalled: Child = await eventually(holder, within_s=5)
     stalled.send(signal.SIGSTOP)
     # The stall is the fault under test, not a wait for something.
     await Clock().sleep(3.0)
