@@ -139,7 +139,12 @@ class Scopes:
         found = standing(row, decision, why, self._clock.now_ms())
         if found is None:
             return True
-        if not await self._archive.move_sender(row, *found, by="system"):
+        try:
+            is_moved = await self._archive.move_sender(row, *found, by="system")
+        except ArchiveError:
+            await self._senders.stop_untold(row, found.state, why, found.until_ms)
+            raise
+        if not is_moved:
             return False
         tell = _log.error if found.state == "paused" else _log.warning
         tell("sender.blocked", sender=row.name, state=found.state, why=why, until_ms=found.until_ms)

@@ -119,9 +119,38 @@ class Senders:
             await self._tell(shard, [row for row in rows if row.shard == shard])
         self._is_compared = True
 
+    async def stop_untold(self, row: SenderRow, state: str, why: str, until_ms: int) -> None:
+        """Stop a sender in Redis alone, since PostgreSQL is away; the next look there adopts it."""
+        await self._queue.sender(
+            row.shard,
+            row.id,
+            version=row.version + 1,
+            rate=self._rate(row),
+            burst=row.burst or 0.0,
+            paused=state == "paused",
+            why=why,
+            blocked_until_ms=until_ms,
+        )
+
+    async def _adopt(self, row: SenderRow, version: int) -> None:
+        """Write what Redis was told while PostgreSQL was away; one process of the fleet does."""
+        told = await self._queue.sender_status(row.shard, row.id)
+        is_held = told.blocked_until_ms > self._clock.now_ms()
+        state = "paused" if told.paused else "blocked" if is_held else row.state
+        why, until_ms = row.why, row.until_ms
+        if state != row.state:
+            why, until_ms = told.why, told.blocked_until_ms if state == "blocked" else 0
+        if await self._archive.move_sender(
+            row, state, why, until_ms, row.parks, "system", version=version
+        ):
+            _log.warning("sender.adopted", sender=row.name, state=state, why=why)
+
     async def _tell(self, shard: int, rows: list[SenderRow]) -> None:
         versions = await self._queue.sender_versions(shard, [row.id for row in rows])
         for row, version in zip(rows, versions, strict=True):
+            if version > row.version:
+                await self._adopt(row, version)
+                continue
             # Equal versions may hide another rate: BULK_PAUSE_MS changed and we were restarted.
             if version >= row.version and (self._is_compared or await self._agrees(shard, row)):
                 continue
@@ -156,6 +185,10 @@ class Senders:
         except SealError as error:
             _log.error("sender.sealed", sender=row.name, error=str(error))
             return None
+        if not all(map(_is_word, (token, row.phone_number_id))):
+            # It would end a header or a path: the number is stopped as if Graph had refused it.
+            _log.error("sender.malformed", sender=row.name)
+            return None
         return Sender(
             id=row.id,
             name=row.name,
@@ -165,6 +198,10 @@ class Senders:
             waba_id=row.waba_id or "",
             rate=self._rate(row),
         )
+
+
+def _is_word(text: str) -> bool:
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def _may_send(row: SenderRow) -> bool:

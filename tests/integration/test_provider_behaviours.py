@@ -23,6 +23,8 @@ from api.progress import wait_of
 from api.wire import Wait
 from shared.archive import Archive, NewJob, SenderRow, pack_blob
 from shared.clock import Clock
+from shared.embedded.postgres import Postgres
+from shared.errors import ArchiveError
 from shared.ids import Ids
 from shared.models import Chunk, JobSpec, JobStatus, attempts_of
 from shared.queue import Queue
@@ -87,7 +89,7 @@ class Provider:
         self, name: str, *, token: str = "", waba: str | None = None, rate: float = 0
     ) -> None:
         """Add a sender; its name is its id, and its number at Graph."""
-        sealed = self.sealing.seal(token or f"token of {name}")
+        sealed = self.sealing.seal(token or f"token-of-{name}")
         await self.archive.add_sender(
             SenderRow(name, name, name, sealed, waba_id=waba, rate=float(rate))
         )
@@ -720,3 +722,40 @@ async def test_a_token_revoked_in_mid_job_fails_nobody_and_another_one_lets_it_g
         # Only what was in the air when the token went was asked for twice.
         assert sum(provider.asked(phone) - 1 for phone in phones[name]) <= 30
         assert {attempts_of(byte) for byte in await provider.queue.states(job)} == {1}
+
+
+async def test_a_stop_holds_while_postgresql_is_away_and_is_written_when_it_is_back(
+    provider: Provider, postgres: Postgres
+) -> None:
+    await provider.sender("main", rate=50)
+    provider.work(database_timeout_s=1)
+    phones = provider.phones(100)
+    job = await provider.job(phones, "main")
+    await provider.eventually(lambda: provider.asked(phones[20]), within_s=10)
+    await postgres.stop()
+    try:
+        provider.script(Step(code=190), sender="main")
+        await provider.waits(job, "token_invalid")
+        refused = provider.ledger.codes["190"]
+        await provider.clock.sleep(1.0)
+        # It is stopped in Redis: nobody asks Graph again and again meanwhile.
+        assert provider.ledger.codes["190"] == refused <= 10
+    finally:
+        await postgres.start()
+
+    async def is_written() -> bool:
+        try:
+            row = await provider.row("main")
+        except ArchiveError:
+            return False
+        return (row.state, row.why) == ("paused", "token:190")
+
+    await provider.eventually(is_written, within_s=20)
+    provider.behaviour.scripts.clear()
+    row = await provider.row("main")
+    await provider.archive.add_sender(
+        msgspec.structs.replace(row, token_sealed=provider.sealing.seal("another"))
+    )
+    tally = (await provider.over(job)).tally
+    assert (tally.sent, tally.failed, tally.unknown) == (100, 0, 0)
+    assert {provider.accepted(phone) for phone in phones} == {1}

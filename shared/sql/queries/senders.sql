@@ -36,7 +36,8 @@ WHERE id = $1;
 
 -- name: move_sender
 -- Only from the row that the decision was made on: many requests meet one error at once.
-UPDATE senders SET state = $3, why = $4, until_ms = $5, parks = $6, version = version + 1
+UPDATE senders SET state = $3, why = $4, until_ms = $5, parks = $6,
+  version = greatest(version + 1, $7)
 WHERE id = $1 AND version = $2 RETURNING version;
 
 -- name: forget_parks
