@@ -81,7 +81,7 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
                 on_answer=pulse.reached,
             )
         )
-        scopes = Scopes(queue, archive, senders, pulse, clock)
+        scopes = Scopes(queue, archive, senders, pulse, clock, waits)
         refusals = logs.Refusals(logs.get("worker"), clock)
         tools = Tools(
             queue,

@@ -25,6 +25,7 @@ class Waits(msgspec.Struct, frozen=True):
         slow: a sender's silence after a throttle that did not say how long.
         endpoint, endpoint_max: a worker's first and longest pause when Graph cannot be reached.
         scale: what a row's own `hold_s`, and the time that Graph names, are multiplied by.
+        floor: so long throttled down to the lowest rate without an acceptance is a pause.
     """
 
     backoff: tuple[float, ...] = (30.0, 120.0, 600.0)
@@ -33,6 +34,7 @@ class Waits(msgspec.Struct, frozen=True):
     endpoint: float = 1.0
     endpoint_max: float = 30.0
     scale: float = 1.0
+    floor: float = 600.0
 
 
 WAITS: Final = Waits()

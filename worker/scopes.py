@@ -11,7 +11,7 @@ from shared.errors import ArchiveError, QueueError
 from shared.logs import get
 from shared.models import Answer
 from shared.queue import Queue
-from worker.retry import Decision
+from worker.retry import WAITS, Decision, Waits
 from worker.senders import Sender, Senders
 from worker.tick import Pulse
 
@@ -19,7 +19,6 @@ from worker.tick import Pulse
 _BY_TOKEN: Final = frozenset({"token", "app"})
 _BY_WABA: Final = frozenset({"waba", "portfolio"})
 PARKS_MAX: Final = 10  # parks in a row without one acceptance; the last of them is a pause
-FLOOR_S: Final = 600.0  # so long throttled down to the floor without an acceptance is a pause too
 _FLOOR_RATE: Final = 1.5  # `rate_min` is 1/s, and it climbs again between two cuts
 _NAMED_AGAIN_MS: Final = 1000
 _AWAY_S: Final = 1.0
@@ -72,12 +71,20 @@ class Scopes:
         senders: who shares a token or a WABA.
         pulse: for an endpoint, this worker's own affair.
         clock: when a park ends.
+        waits: how long a sender may be at its lowest rate.
     """
 
     def __init__(
-        self, queue: Queue, archive: Archive, senders: Senders, pulse: Pulse, clock: Clock
+        self,
+        queue: Queue,
+        archive: Archive,
+        senders: Senders,
+        pulse: Pulse,
+        clock: Clock,
+        waits: Waits = WAITS,
     ) -> None:
         """Borrow the doors."""
+        self._floor_s = waits.floor
         self._queue = queue
         self._archive = archive
         self._senders = senders
@@ -161,7 +168,7 @@ class Scopes:
         return [row] if row else []
 
     async def _watch_floor(self, sender: Sender) -> None:
-        """Pause a sender that was throttled down to its floor for ten minutes and got nothing."""
+        """Pause a sender that was throttled to its lowest rate for long and got nothing through."""
         row = self._senders.row(sender.id)
         if row is None:
             return
@@ -171,9 +178,9 @@ class Scopes:
             self._floor.pop(row.id, None)
             return
         since_s = self._floor.setdefault(row.id, now_s)
-        if now_s - since_s < FLOOR_S:
+        if now_s - since_s < self._floor_s:
             return
-        since_ms = self._clock.now_ms() - int(FLOOR_S * 1000)
+        since_ms = self._clock.now_ms() - int(self._floor_s * 1000)
         if not await self._archive.has_sent(row.id, since_ms):
             pause = Decision("back", scope_action="pause", scope="sender")
             await self._stop(sender, pause, "sender:throttled_out")

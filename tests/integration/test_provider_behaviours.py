@@ -759,3 +759,15 @@ async def test_a_stop_holds_while_postgresql_is_away_and_is_written_when_it_is_b
     tally = (await provider.over(job)).tally
     assert (tally.sent, tally.failed, tally.unknown) == (100, 0, 0)
     assert {provider.accepted(phone) for phone in phones} == {1}
+
+
+async def test_a_number_that_gets_nothing_through_at_its_lowest_rate_is_paused(
+    provider: Provider,
+) -> None:
+    await provider.sender("main", rate=1)
+    provider.script(Step(code=130429), sender="main")
+    provider.work(msgspec.structs.replace(WAITS, floor=2.0))
+    job = await provider.job(provider.phones(10), "main")
+    await provider.waits(job, "sender_paused", within_s=20)
+    assert (await provider.row("main")).why == "sender:throttled_out"
+    await provider.is_untouched(job)
