@@ -137,6 +137,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     response: bytes | None = None
     parent: str | None = None
     sandbox: bool = False
+    metadata: str = "{}"
+    is_retry: bool = False
 
 
 class JobRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,10 +188,15 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     read: int
     undelivered: int
     end_event: str | None
+    metadata: str = "{}"
+    is_retry: bool = False
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """What a list of jobs is narrowed by; `owner` None = everybody's, `before` a job number."""
+    """What a list of jobs is narrowed by; `owner` None = everybody's, `before` a job number.
+
+    `metadata` is a JSON object that the job's own must contain.
+    """
 
     owner: str | None = None
     states: list[str] | None = None
@@ -198,6 +205,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     q: str | None = None
     from_ms: int = 0
     to_ms: int = 0
+    metadata: str | None = None
     before: int = 0
     limit: int = 20
 
@@ -240,7 +248,7 @@ def unpack_blob(blob: bytes) -> list[bytes]:
     return _decode_blob(zlib.decompress(blob))
 
 
-def _guarded(
+def guarded(
     method: Callable[_P, Coroutine[Any, Any, _T]],
 ) -> Callable[_P, Coroutine[Any, Any, _T]]:
     """Translate what asyncpg raises at the door."""
@@ -270,7 +278,7 @@ class Archive:
 
     # -- people ----------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     async def add_user(self, user_id: str, email: str, password_hash: str, role: str) -> None:
         """Add a user.
 
@@ -282,28 +290,28 @@ class Archive:
         except asyncpg.UniqueViolationError as error:
             raise ConflictError("name_taken", "There is a user with this address.") from error
 
-    @_guarded
+    @guarded
     async def user_by_email(self, email: str) -> UserRow | None:
         """Return the user with this address."""
         return _user(await self._pool.fetchrow(SQL["user_by_email"], email))
 
-    @_guarded
+    @guarded
     async def user(self, user_id: str) -> UserRow | None:
         """Return the user with this id."""
         return _user(await self._pool.fetchrow(SQL["user"], user_id))
 
-    @_guarded
+    @guarded
     async def list_users(self) -> list[UserRow]:
         """Return all users, by address."""
         rows = [_user(row) for row in await self._pool.fetch(SQL["users"])]
         return [row for row in rows if row is not None]
 
-    @_guarded
+    @guarded
     async def set_password(self, user_id: str, password_hash: str) -> None:
         """Replace a user's password hash."""
         await self._pool.execute(SQL["set_password"], user_id, password_hash)
 
-    @_guarded
+    @guarded
     async def add_key(self, key: KeyRow) -> None:
         """Add an API key."""
         await self._pool.execute(
@@ -317,23 +325,23 @@ class Archive:
             key.expires_at_ms or None,
         )
 
-    @_guarded
+    @guarded
     async def key_by_id(self, key_id: str) -> KeyRow | None:
         """Return an API key with its user's role."""
         return _key(await self._pool.fetchrow(SQL["key"], key_id))
 
-    @_guarded
+    @guarded
     async def list_keys(self, user_id: str | None) -> list[KeyRow]:
         """Return a user's keys, or everybody's."""
         rows = [_key(row) for row in await self._pool.fetch(SQL["keys"], user_id)]
         return [row for row in rows if row is not None]
 
-    @_guarded
+    @guarded
     async def revoke_key(self, key_id: str) -> bool:
         """Revoke a key; False when there is none to revoke."""
         return bool(await self._pool.execute(SQL["revoke_key"], key_id) == "UPDATE 1")
 
-    @_guarded
+    @guarded
     async def audit(
         self,
         actor: str,
@@ -352,7 +360,7 @@ class Archive:
 
     # -- senders ---------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     async def add_sender(self, sender: SenderRow) -> None:
         """Add a sender, or replace the one of this name."""
         async with self._pool.acquire() as connection, connection.transaction():
@@ -373,29 +381,29 @@ class Archive:
                 sender.is_default,
             )
 
-    @_guarded
+    @guarded
     async def senders(self) -> list[SenderRow]:
         """Return all senders, by name."""
         return [_sender(row) for row in await self._pool.fetch(SQL["senders"])]
 
-    @_guarded
+    @guarded
     async def sender_by_name_or_id(self, text: str) -> SenderRow | None:
         """Return the sender of this name or id."""
         row = await self._pool.fetchrow(SQL["sender"], text)
         return None if row is None else _sender(row)
 
-    @_guarded
+    @guarded
     async def default_sender(self) -> SenderRow | None:
         """Return the default sender."""
         row = await self._pool.fetchrow(SQL["sender"], None)
         return None if row is None else _sender(row)
 
-    @_guarded
+    @guarded
     async def set_rate(self, sender_id: str, rate: float | None) -> bool:
         """Set a sender's rate, messages per second; None = the settings' default."""
         return bool(await self._pool.execute(SQL["set_rate"], sender_id, rate) == "UPDATE 1")
 
-    @_guarded
+    @guarded
     async def set_sender_state(
         self, sender_id: str, state: str, why: str, until_ms: int, by: str
     ) -> None:
@@ -406,7 +414,7 @@ class Archive:
                 SQL["audit"], by, f"sender.{state}", sender_id, "ok", why, "", ""
             )
 
-    @_guarded
+    @guarded
     async def move_sender(
         self,
         row: SenderRow,
@@ -432,12 +440,12 @@ class Archive:
                 )
         return moved is not None
 
-    @_guarded
+    @guarded
     async def has_sent(self, sender_id: str, since_ms: int) -> bool:
         """Tell whether Graph has taken a message of this sender since then."""
         return bool(await self._pool.fetchval(SQL["has_sent"], sender_id, since_ms))
 
-    @_guarded
+    @guarded
     async def suppressions(self, after: int = 0, limit: int = 10_000) -> list[Suppression]:
         """Return what changed in the suppression list after change number `after`, in order."""
         rows = await self._pool.fetch(SQL["suppressions_since"], after, limit)
@@ -445,12 +453,12 @@ class Archive:
 
     # -- jobs ------------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     async def same_template(self, job_id: str) -> list[str]:
         """Return the other unfinished jobs of the WABA with this job's template and language."""
         return [row["id"] for row in await self._pool.fetch(SQL["same_template"], job_id)]
 
-    @_guarded
+    @guarded
     async def add_job(self, job: NewJob) -> None:
         """Accept a job with all its recipients: one INSERT.
 
@@ -466,6 +474,7 @@ class Archive:
                 job.priority, job.scheduled_ms, job.expires_ms, job.on_unknown, job.reserved,
                 job.step, job.born, job.idempotency_key, job.idempotency_route, job.request_hash,
                 job.response, job.created_ms, job.parent, job.sandbox,
+                job.metadata, job.is_retry,
             )  # fmt: skip
         except asyncpg.UniqueViolationError as error:
             raise ConflictError(
@@ -474,79 +483,79 @@ class Archive:
                 retry_after_s=1,
             ) from error
 
-    @_guarded
+    @guarded
     async def drop_job(self, job_id: str) -> None:
         """Take back an acceptance that Redis refused."""
         await self._pool.execute(SQL["drop_job"], job_id)
 
-    @_guarded
+    @guarded
     async def job(self, job_id: str, owner: str | None) -> JobRow | None:
         """Return a job if `owner` may see it; None asks as an admin."""
         row = await self._pool.fetchrow(SQL["job"], job_id, owner)
         return None if row is None else _job(row)
 
-    @_guarded
+    @guarded
     async def jobs(self, what: JobFilter) -> list[JobRow]:
         """Return jobs, newest first."""
         rows = await self._pool.fetch(
             SQL["jobs"],
             what.owner, what.states, what.sender, what.campaign_id, what.q, what.from_ms,
-            what.to_ms, what.before, what.limit,
+            what.to_ms, what.before, what.limit, what.metadata,
         )  # fmt: skip
         return [_job(row) for row in rows]
 
-    @_guarded
+    @guarded
     async def idempotent(self, owner: str, route: str, key: str) -> JobRow | None:
         """Return the job that this key made."""
         row = await self._pool.fetchrow(SQL["idempotent"], owner, route, key)
         return None if row is None else _job(row)
 
-    @_guarded
+    @guarded
     async def pending_jobs(self, limit: int, after: int = 0) -> list[JobRow]:
         """Return jobs that are not final, by rising number from above `after`."""
         return [_job(row) for row in await self._pool.fetch(SQL["pending_jobs"], after, limit)]
 
-    @_guarded
+    @guarded
     async def recipients(self, job_id: str) -> list[bytes]:
         """Return a job's encoded chunks; empty when there is no such job."""
         blob = await self._pool.fetchval(SQL["blob"], job_id)
         return [] if blob is None else unpack_blob(blob)
 
-    @_guarded
+    @guarded
     async def logged(self, job_id: str) -> dict[int, tuple[State, int]]:
         """Return position → (outcome, attempts) of what is logged of a job."""
         rows = await self._pool.fetch(SQL["logged"], job_id)
         return {r["position"]: (State[r["outcome"].upper()], r["attempts"]) for r in rows}
 
-    @_guarded
+    @guarded
     async def set_reserved(self, marks: Sequence[tuple[str, int]]) -> None:
         """Raise the `reserved` marks of jobs, committed when this returns."""
         if marks:
             ids, numbers = [job for job, _ in marks], [mark for _, mark in marks]
             await self._pool.execute(SQL["set_reserved"], ids, numbers)
 
-    @_guarded
+    @guarded
     async def counts_by_state(self) -> dict[str, int]:
         """Return how many unfinished jobs there are in each state."""
         return {row["state"]: row["n"] for row in await self._pool.fetch(SQL["counts_by_state"])}
 
-    @_guarded
+    @guarded
     async def active_jobs(self, limit: int) -> list[str]:
         """Return ids of jobs that are begun or waiting to be, those that run first."""
         return [str(row["id"]) for row in await self._pool.fetch(SQL["active_jobs"], limit)]
 
-    @_guarded
+    @guarded
     async def unknown_open(self) -> int:
         """Return how many recipients are `unknown` and not settled."""
         return int(await self._pool.fetchval(SQL["unknown_open"]))
 
-    @_guarded
+    @guarded
     async def error_counts(self, job_id: str) -> dict[int, int]:
         """Return failures by Graph's code."""
         rows = await self._pool.fetch(SQL["error_counts"], job_id)
         return {row["code"]: row["n"] for row in rows}
 
-    @_guarded
+    @guarded
     async def reason_counts(self, job_id: str) -> dict[int, int]:
         """Return failed and skipped by reason number."""
         rows = await self._pool.fetch(SQL["reason_counts"], job_id)
@@ -554,7 +563,7 @@ class Archive:
 
     # -- outcomes --------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     async def record(self, batch: list[OutcomeEntry]) -> Recorded:
         """Write a batch of outcome entries in one transaction; may be repeated.
 
@@ -631,22 +640,22 @@ class Archive:
 
     # -- the server ------------------------------------------------------------------------
 
-    @_guarded
+    @guarded
     async def ping(self) -> None:
         """Ask for anything at all."""
         await self._pool.fetchval("SELECT 1")
 
-    @_guarded
+    @guarded
     async def server_version(self) -> str:
         """Return PostgreSQL's version, such as `18.6`."""
         return str(await self._pool.fetchval("SHOW server_version")).split(" ")[0]
 
-    @_guarded
+    @guarded
     async def schema_version(self) -> str:
         """Return the newest migration applied; '' when there is none."""
         return str(await self._pool.fetchval("SELECT max(version) FROM schema_migrations") or "")
 
-    @_guarded
+    @guarded
     async def table_sizes(self) -> dict[str, int]:
         """Return bytes by table, indexes included."""
         return {row["name"]: row["bytes"] for row in await self._pool.fetch(SQL["table_sizes"])}

@@ -3,9 +3,11 @@
 INSERT INTO bulk_jobs (id, owner, campaign_id, name, kind, template_name, template_language,
   sender_id, sender_name, message, vars, chunk_size, recipients, blob, intake, rate, weight,
   priority, scheduled_ms, expires_ms, on_unknown, reserved, step, born, idempotency_key,
-  idempotency_route, request_hash, response, created_ms, parent, is_sandbox)
+  idempotency_route, request_hash, response, created_ms, parent, is_sandbox,
+  metadata, is_retry)
 VALUES ($1, $2::uuid, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-  $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31);
+  $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31,
+  $32::jsonb, $33);
 
 -- name: drop_job
 -- Redis answered a refusal: nothing happened, so nothing may stay.
@@ -24,7 +26,7 @@ WHERE ($1::uuid IS NULL OR owner = $1::uuid)
   AND ($4::text IS NULL OR campaign_id = $4)
   AND ($5::text IS NULL OR position(lower($5) in lower(concat_ws(' ', name, id, campaign_id))) > 0)
   AND ($6::bigint = 0 OR created_ms >= $6) AND ($7::bigint = 0 OR created_ms < $7)
-  AND ($8::bigint = 0 OR number < $8)
+  AND ($8::bigint = 0 OR number < $8) AND ($10::jsonb IS NULL OR metadata @> $10::jsonb)
 ORDER BY number DESC LIMIT $9;
 
 -- name: idempotent
