@@ -13,7 +13,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-fast test-all test-browser lint types contracts shape check bench \
-  deploy-check migrate lock clean format
+  faults deploy-check migrate lock clean format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,10 @@ check: ## what CI runs: test, lint, types, contracts, a short demo
 bench: ## the README's numbers
 	@$(DEV)
 	DRUMBEAT_TESTS=all $(BIN)/pytest tests/bench -s -p no:randomly $(ARGS)
+
+faults: ## a fault at every effect of every story, and two at once: a table, red on any violation
+	@$(DEV)
+	$(BIN)/python -m tests.faults --jobs $(JOBS) $(ARGS)
 
 deploy-check: ## compose files, Prometheus rules, dashboards; no Docker needed
 	@$(DEV)

@@ -1,0 +1,159 @@
+"""Every fault at every effect of every scenario: run clean to learn them, then once for each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from typing import Any, Final, NamedTuple, Self
+
+from shared.settings import Settings
+from tests.conftest import SECRET
+from tests.faults.scenarios import SCENARIOS
+from tests.faults.stage import Stage
+from tests.faults.world import KINDS, Effect, Kind, Loop, Stuck, World, task_factory
+from tests.oracle import Violation
+
+PLANS: Final = Path(__file__).parent.parent / "regress" / "plans.txt"
+Plan = dict[int, Kind]
+
+
+class Run(NamedTuple):
+    """What one run came to."""
+
+    scenario: str
+    plan: Plan
+    trace: list[Effect]
+    fired: list[str]
+    violations: list[Violation]
+
+    def __str__(self) -> str:
+        """Return all that is needed to see it again."""
+        lines = [f"{self.scenario}: {text_of(self.plan) or 'clean'}"]
+        for k in self.plan:
+            around = ", ".join(map(str, self.trace[max(0, k - 4) : k + 1]))
+            lines.append(f"  at {k}: {around}")
+        lines += [f"  {violation}" for violation in self.violations]
+        words = f"{self.scenario}:{text_of(self.plan)}"
+        lines.append(f"  pytest tests/faults -k enumerate --plan {words}")
+        return "\n".join(lines)
+
+
+def text_of(plan: Plan) -> str:
+    """Return a plan as it is typed: `17:die_after,31:err_before`."""
+    return ",".join(f"{k}:{kind}" for k, kind in sorted(plan.items()))
+
+
+def plan_of(text: str) -> tuple[str, Plan]:
+    """Return scenario and plan of `send:17:die_after,31:err_before`."""
+    scenario, _, rest = text.strip().partition(":")
+    known = {kind for kinds in KINDS.values() for kind in kinds}
+    plan: Plan = {}
+    for part in rest.split(",") if rest else []:
+        k, _, kind = part.partition(":")
+        assert kind in known, f"no such fault: {kind}"
+        plan[int(k)] = kind  # type: ignore[assignment]
+    return scenario, plan
+
+
+def kept_plans() -> list[tuple[str, Plan]]:
+    """Return every plan that ever failed."""
+    lines = PLANS.read_text().splitlines() if PLANS.exists() else []
+    return [plan_of(line.split("#")[0]) for line in lines if line.split("#")[0].strip()]
+
+
+class Enumeration:
+    """Runs scenarios with plans on one pair of servers.
+
+    Args:
+        settings: of a schema that is migrated and nobody else's; its Redis is emptied for each run.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = Loop()
+        self._loop.set_task_factory(task_factory)
+        self._stack = AsyncExitStack()
+        self.world = World(self._loop)
+        self.stage = Stage(settings, self.world)
+        self.runs = 0
+
+    def __enter__(self) -> Self:
+        self._do(self.stage.open(self._stack))
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._do(self._stack.aclose())
+        self._loop.close()
+
+    def _do(self, act: Any) -> Any:
+        self._loop.under_way += 1  # outside a run there is no clock to move: wait for the servers
+        try:
+            return self._loop.run_until_complete(act)
+        finally:
+            self._loop.under_way -= 1
+
+    def run(self, scenario: str, plan: Plan | None = None) -> Run:
+        """Run a scenario with a plan."""
+        plan = plan or {}
+        self.runs += 1
+        self._do(self.stage.reset(plan))
+        trouble = self._loop.run_until_complete(self._act(scenario))
+        violations = self._do(self.stage.verdict())
+        return Run(scenario, plan, self.world.trace, self.world.fired, [*trouble, *violations])
+
+    async def _act(self, scenario: str) -> list[Violation]:
+        self._loop.main = asyncio.current_task()
+        trouble = []
+        try:
+            await SCENARIOS[scenario](self.stage)
+        except Stuck as error:
+            trouble.append(Violation("liveness", str(error)))
+        except asyncio.CancelledError:
+            last = ", ".join(map(str, self.world.trace[-4:]))
+            trouble.append(Violation("liveness", f"nothing can happen after {last}"))
+        finally:
+            self._loop.main = None
+            for life in self.stage.lives:
+                life.is_dead = True
+                await self.world.bury(life)
+        return trouble
+
+
+def singles(trace: list[Effect], only: Collection[str] = ()) -> Iterator[Plan]:
+    """Yield every single fault of a clean run, or those of some kinds."""
+    for k, effect in enumerate(trace, 1):
+        for kind in KINDS[effect.door]:
+            if not only or kind in only:
+                yield {k: kind}
+
+
+def doubles(enumeration: Enumeration, scenario: str, count: int, chance: Random) -> Iterator[Run]:
+    """Run `count` sampled pairs; the second fault may fall into the recovery from the first."""
+    clean = enumeration.run(scenario).trace
+    for _ in range(count):
+        k1 = chance.randrange(1, len(clean) + 1)
+        first: Plan = {k1: chance.choice(KINDS[clean[k1 - 1].door])}
+        trace = enumeration.run(scenario, first).trace
+        if len(trace) <= k1:
+            continue
+        k2 = chance.randrange(k1 + 1, len(trace) + 1)
+        yield enumeration.run(scenario, {**first, k2: chance.choice(KINDS[trace[k2 - 1].door])})
+
+
+def variables(redis_url: str, database_url: str, schema: str) -> dict[str, str]:
+    """Return what the system on the stage is told: small chunks, one request at a time."""
+    return {
+        "REDIS_URL": redis_url,
+        "DATABASE_URL": database_url,
+        "DATABASE_SCHEMA": schema,
+        "BULK_SECRET_KEY": SECRET,
+        "BULK_BATCH_SIZE": "5",
+        "BULK_CONCURRENCY": "1",
+        "BULK_PAUSE_MS": "0",
+        "BULK_SUBMITS_PER_HOUR_IP": "1000",
+        "GRAPH_BASE_URL": "http://127.0.0.1:1",
+        "WORKER_SLOTS": "8",
+    }

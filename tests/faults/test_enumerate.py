@@ -1,0 +1,48 @@
+"""The smallest size of the enumeration: every fault of the two stories that everything passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.enumerate import Enumeration, kept_plans, plan_of, singles, text_of
+from tests.faults.scenarios import SCENARIOS
+
+# The kinds that leave most behind; `make faults` has them all.
+SMALL = ("die_before", "die_after", "err_after", "stall_after")
+# A count kept in a script that is being rewritten (shared/lua/parts/told.lua: move).
+KNOWN = {"resend"}
+
+
+def test_enumerate_plans_that_failed_once(
+    enumeration: Enumeration, request: pytest.FixtureRequest
+) -> None:
+    """With `--plan` that one alone, and what it did is printed."""
+    text = request.config.getoption("--plan", default="")
+    for scenario, plan in [plan_of(text)] if text else kept_plans():
+        if scenario in KNOWN and not text:
+            continue
+        run = enumeration.run(scenario, plan)
+        assert not run.violations, str(run)
+
+
+@pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - KNOWN))
+def test_enumerate_two_clean_runs_have_the_same_effects(
+    enumeration: Enumeration, scenario: str
+) -> None:
+    first, second = enumeration.run(scenario), enumeration.run(scenario)
+    assert not first.violations, str(first)
+    assert first.trace == second.trace
+
+
+@pytest.mark.parametrize("scenario", ["submit", "send"])
+def test_enumerate_single_faults_break_no_promise(enumeration: Enumeration, scenario: str) -> None:
+    clean = enumeration.run(scenario)
+    # Every third: each kind meets every place in `make faults`.
+    plans = list(singles(clean.trace, SMALL))[::3]
+    failed = [run for plan in plans if (run := enumeration.run(scenario, plan)).violations]
+    assert not failed, "\n".join(map(str, failed[:3]))
+
+
+def test_a_plan_reads_back_as_it_was_written() -> None:
+    text = "17:die_after,31:err_before"
+    assert text_of(plan_of(f"send:{text}")[1]) == text
