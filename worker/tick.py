@@ -177,15 +177,22 @@ class Pulse:
                 if not self.is_wiped[shard] and not await self._are_there(shard, sorted(jobs)):
                     return
                 _log.warning("worker.tells_again", shard=shard)
-                for told in recent:
-                    await self._queue.report(
+                # Together, that is 64 a round trip: one after another, ten seconds of facts took
+                # longer than the shard is held, and no tick went out meanwhile.
+                calls = [
+                    self._queue.report(
                         self.worker, told.claim, facts=told.facts, record=told.record
                     )
+                    for told in recent
+                ]
                 for claim in claims:
                     air = self.in_the_air.get(claim.entry, {})
                     facts = b"".join(Fact(i, State.INTENT, a).pack() for i, a in air.items())
                     if facts:
-                        await self._queue.report(self.worker, claim, facts=facts)
+                        calls.append(self._queue.report(self.worker, claim, facts=facts))
+                for lost in await asyncio.gather(*calls, return_exceptions=True):
+                    if isinstance(lost, BaseException):
+                        raise lost
             except QueueError:
                 return
         self._told[shard] = run
