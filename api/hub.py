@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -34,6 +34,7 @@ CLOSE_S: Final = 2.0
 FULL_RETRY_S: Final = 15
 # Jobs that nobody watches are looked at for the log alone: so many, so often, at most.
 UNWATCHED_EVERY_S: Final = 2.0
+GONE_EVERY_S: Final = 0.5
 UNWATCHED_MAX: Final = 20
 _NOTHING: Final = (0, 0)
 
@@ -66,13 +67,15 @@ class Subscription:
         ready: set when there is something to take, or the hub is closing.
         is_closing: the process stops; say good-bye.
         is_lost: Redis does not have one of the jobs; PostgreSQL may have its end.
+        is_gone: tells whether the reader has closed the connection.
     """
 
-    __slots__ = ("_sent", "_slots", "is_closing", "is_lost", "jobs", "ready")
+    __slots__ = ("_sent", "_slots", "is_closing", "is_gone", "is_lost", "jobs", "ready")
 
-    def __init__(self, jobs: tuple[str, ...]) -> None:
+    def __init__(self, jobs: tuple[str, ...], is_gone: Callable[[], bool]) -> None:
         """Begin with empty slots."""
         self.jobs = jobs
+        self.is_gone = is_gone
         self.ready = asyncio.Event()
         self.is_closing = False
         self.is_lost = False
@@ -183,7 +186,7 @@ class Hub:
         async with asyncio.TaskGroup() as group:
             work = [self._read(shard) for shard in range(self._queue.shards)]
             work += [self._lay_out(), self._compare(), self._tell(), self._count()]
-            work += [self._look_at_unwatched()]
+            work += [self._look_at_unwatched(), self._wake_the_gone()]
             self._tasks = [group.create_task(each) for each in work]
 
     async def close(self) -> None:
@@ -225,9 +228,11 @@ class Hub:
                 if self._seats[name] <= 0:
                     del self._seats[name]
 
-    def subscribe(self, job_ids: Iterable[str]) -> Subscription:
+    def subscribe(
+        self, job_ids: Iterable[str], is_gone: Callable[[], bool] = lambda: False
+    ) -> Subscription:
         """Watch jobs from now on; read their snapshots afterwards, so that nothing is between."""
-        subscription = Subscription(tuple(job_ids))
+        subscription = Subscription(tuple(job_ids), is_gone)
         for job_id in subscription.jobs:
             self._watched.setdefault(job_id, _Watch()).subscriptions.add(subscription)
         self._open.add(subscription)
@@ -346,6 +351,17 @@ class Hub:
         replaced = sum(subscription.offer(frame) for subscription in watch.subscriptions)
         self._metrics.sse_events_coalesced_total.inc(replaced)
         self._log_progress(status)
+
+    async def _wake_the_gone(self) -> None:
+        """Wake streams whose reader has left, so that their seats are free before a heartbeat.
+
+        One look over all of them: a timer in each of 10,000 would cost a tenth of a core.
+        """
+        while not self._is_closing:
+            await self._clock.sleep(GONE_EVERY_S)
+            for subscription in self._open:
+                if subscription.is_gone():
+                    subscription.ready.set()
 
     async def _look_at_unwatched(self) -> None:
         """Log the tenths of jobs that nobody watches, too."""

@@ -109,6 +109,10 @@ ROUTES: Final = (
 )
 
 
+def _is_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
 def _check_accept(request: web.Request) -> None:
     header = request.headers.get("Accept", "*/*")
     for part in header.split(","):
@@ -140,7 +144,7 @@ async def _follow(
     given = request.headers.get("Last-Event-ID", request.query.get("lastEventId")) or None
     with made.hub.seat(asker.user_id, address_of(request, made.settings)):
         # Watching begins before anything is read, so that no change can fall between.
-        subscription = made.hub.subscribe(job_ids)
+        subscription = made.hub.subscribe(job_ids, lambda: _is_gone(request))
         reason: Ending = "client"
         try:
             stream = _Stream(request, made, rows, subscription)
@@ -247,6 +251,8 @@ class _Stream:
                 is_told = True
             for frame in self._subscription.take():
                 await self._write(response, frame)
+            if self._subscription.is_gone():
+                raise _EndedError("client")
             if self._subscription.is_closing:
                 low, high = BYE_MS
                 retry = low + int(self._made.ids.jitter() * (high - low))

@@ -272,6 +272,20 @@ async def test_what_may_not_be_watched_is_refused_before_the_first_byte(
     assert len(kept) == hub.connections
 
 
+async def test_a_reader_who_leaves_gives_his_seat_back_before_a_heartbeat(
+    http: Http, queue: Queue, rows: Rows, hub: Hub, eventually: Eventually
+) -> None:
+    """Reloading a page twenty times must not lock its user out for a quarter of a minute."""
+    made = http.app[RESOURCES]
+    made.settings = msgspec.structs.replace(made.settings, sse_heartbeat_s=60)
+    path = f"/realtime/bulk/{await submit(queue, rows)}"
+    readers = [await follow(http, path), await follow(http, path)]
+    readers[0].answer.close()
+    await eventually(lambda: hub.connections == 1, within_s=5)
+    readers.append(await follow(http, path))
+    assert hub.connections == 2
+
+
 async def test_a_stop_says_good_bye_and_when_to_return(
     http: Http, queue: Queue, rows: Rows, hub: Hub
 ) -> None:
