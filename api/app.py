@@ -9,10 +9,11 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import auth, health, jobs, stats, stream, submit
+from api import auth, exports, health, jobs, recipients, stats, stream, submit
 from api.fleet import Fleet
 from api.guard import Runner
 from api.hub import Hub
+from api.office import ROUTES as OFFICE_ROUTES
 from api.resources import RESOURCES, Resources
 from api.router import Route, edge, finish, gate, install
 from api.sessions import Visitors
@@ -26,8 +27,10 @@ from shared.errors import QueueError, SettingsError
 from shared.ids import Ids
 from shared.management import Checks
 from shared.metrics import ApiMetrics, ours
+from shared.office import Office
 from shared.phone import PossibleLengths
 from shared.queue import Queue
+from shared.results import Results
 from shared.settings import Settings
 
 DRAIN_S: Final = 10.0
@@ -46,6 +49,8 @@ ROUTES: Final = (
           has_body=True, is_body_optional=True),
     Route("POST", "/api/bulk/jobs/{job_id}/cancel", jobs.cancel, auth.SEND, "control",
           has_body=True, is_body_optional=True),
+    *recipients.ROUTES,
+    *exports.ROUTES,
     Route("GET", "/api/bulk/stats", stats.show, auth.ADMIN, "other"),
     *stream.ROUTES,
     Route("POST", "/api/session", auth.log_in, auth.OPEN, "other", has_body=True),
@@ -54,6 +59,7 @@ ROUTES: Final = (
     Route("GET", "/livez", health.live, auth.OPEN, is_quiet=True),
     Route("GET", "/readyz", health.ready, auth.OPEN, is_quiet=True),
     *pages.ROUTES,
+    *OFFICE_ROUTES,
 )  # fmt: skip
 
 
@@ -80,20 +86,23 @@ async def open_resources(
     if not settings.bulk_secret_key:
         raise SettingsError("BULK_SECRET_KEY is needed, 32 bytes or more: `openssl rand -hex 32`")
     clock, ids, metrics = Clock(), Ids(), ApiMetrics(registry)
-    queue = await Queue.open(settings)
+    seconds = metrics.redis_command_duration_seconds
+    queue = await Queue.open(settings, lambda name, took_s: seconds.labels(name).observe(took_s))
     stack.push_async_callback(queue.close)
     pool = await open_postgres(settings)
     stack.push_async_callback(pool.close)
-    hub = Hub(queue, settings, clock, metrics)
+    archive, hub = Archive(pool), Hub(queue, settings, clock, metrics)
     made = Resources(
         settings=settings,
         clock=clock,
         ids=ids,
         queue=queue,
-        archive=Archive(pool),
+        archive=archive,
+        office=Office(pool),
+        results=Results(pool),
         visitors=Visitors(queue, settings, ids),
         hub=hub,
-        switch=Switch(queue, settings, clock),
+        switch=Switch(queue, settings, clock, archive),
         metrics=metrics,
         lengths=PossibleLengths(),
         ready=Checks({}, clock),

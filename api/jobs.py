@@ -14,18 +14,18 @@ from api.auth import Principal, principal
 from api.cursors import cursor_of, number_of
 from api.guard import SMALL_BODY, body_of
 from api.idempotency import key_of
+from api.owned import answer, id_of, limit_of, note_foreign, visible
 from api.resources import Resources, resources
 from api.router import query_of
 from api.submit import REDIS_S
 from api.times import moment_of
 from api.views import error_row, job_of, timeline_of
 from api.wire import refuse
-from shared import ids, keys, logs
+from shared import logs
 from shared.archive import JobFilter, JobRow
 from shared.errors import (
     ConflictError,
     DeniedError,
-    NotFoundError,
     QueueError,
     UnavailableError,
 )
@@ -37,26 +37,6 @@ _log: Final = logs.get("api.jobs")
 
 
 # -- show and list ---------------------------------------------------------------------------
-
-
-def _id_of(request: web.Request, made: Resources) -> str:
-    job_id = request.match_info["job_id"]
-    if not ids.is_job_id(job_id):
-        raise NotFoundError
-    try:
-        shard = keys.shard_of(job_id)
-    except ValueError as error:
-        raise NotFoundError from error
-    if shard >= made.queue.shards:
-        raise NotFoundError
-    return job_id
-
-
-async def _visible(made: Resources, asker: Principal, job_id: str) -> JobRow:
-    row = await made.archive.job(job_id, asker.owner)
-    if row is None:
-        raise NotFoundError
-    return row
 
 
 async def statuses_of(made: Resources, rows: list[JobRow]) -> list[JobStatus | None]:
@@ -71,13 +51,13 @@ async def statuses_of(made: Resources, rows: list[JobRow]) -> list[JobStatus | N
 async def show(request: web.Request) -> web.Response:
     """GET /api/bulk/jobs/{jobId}."""
     made, asker = resources(request), principal(request)
-    job_id = _id_of(request, made)
+    job_id = id_of(request, made)
     wanted = query_of(request, "expand").get("expand", "")
     expand = set(wanted.split(",")) if wanted else set()
     if not expand <= {"errors", "timeline"}:
         refuse("", "expand takes errors and timeline", "unknown_parameter")
-    row = await _visible(made, asker, job_id)
-    await _foreign(request, made, asker, row)
+    row = await visible(made, asker, job_id)
+    await note_foreign(request, made, asker, row)
     job = job_of(row, (await statuses_of(made, [row]))[0], made.clock.now_ms())
     if row.state in FINAL_STATES or "errors" in expand:
         counts = await made.archive.error_counts(job_id)
@@ -94,20 +74,14 @@ async def show(request: web.Request) -> web.Response:
             job = msgspec.structs.replace(job, errors=rows)
     if "timeline" in expand:
         job = msgspec.structs.replace(job, timeline=timeline_of(row))
-    return _json(job)
-
-
-async def _foreign(request: web.Request, made: Resources, asker: Principal, row: JobRow) -> None:
-    """Note that an admin looked at somebody else's job."""
-    if row.owner != asker.user_id:
-        await note(request, made, asker, "job.read", row.id, "ok")
+    return answer(job)
 
 
 async def list_jobs(request: web.Request) -> web.Response:
     """GET /api/bulk/jobs: own jobs, an admin's everybody's, newest first."""
     made, asker = resources(request), principal(request)
     query = query_of(request, *_LIST)
-    limit = _limit_of(query.get("limit", "20"))
+    limit = limit_of(query)
     what = _filter_of(query, asker)
     scope = wire.canonical([asker.user_id, what])
     before = number_of(query["cursor"], scope, made.secret) if "cursor" in query else 0
@@ -116,13 +90,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     now_ms, statuses = made.clock.now_ms(), await statuses_of(made, rows)
     jobs = [job_of(row, status, now_ms) for row, status in zip(rows, statuses, strict=True)]
     cursor = cursor_of(rows[-1].number, scope, made.secret) if has_more else None
-    return _json(wire.JobList(jobs, has_more, cursor))
-
-
-def _limit_of(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):  # noqa: PLR2004
-        refuse("", "limit is 1 to 100")
-    return int(text)
+    return answer(wire.JobList(jobs, has_more, cursor))
 
 
 def _filter_of(query: dict[str, str], asker: Principal) -> JobFilter:
@@ -153,10 +121,6 @@ def _filter_of(query: dict[str, str], asker: Principal) -> JobFilter:
     )
 
 
-def _json(body: object) -> web.Response:
-    return web.Response(body=wire.encode(body), content_type="application/json")
-
-
 # -- control ---------------------------------------------------------------------------------
 
 
@@ -178,15 +142,15 @@ async def cancel(request: web.Request) -> web.Response:
 
 async def _control(request: web.Request, action: str) -> web.Response:
     made, asker = resources(request), principal(request)
-    job_id = _id_of(request, made)
+    job_id = id_of(request, made)
     key_of(request)  # its form is checked; the table of states makes these safe to repeat
     query_of(request)
     reason = await _reason_of(request, made)
-    row = await _visible(made, asker, job_id)
+    row = await visible(made, asker, job_id)
     if row.state in FINAL_STATES:
         if (action, row.state) != ("cancel", "cancelled"):
             raise _conflict(action, row.state)
-        return _json(job_of(row, None, made.clock.now_ms()))
+        return answer(job_of(row, None, made.clock.now_ms()))
     await note(request, made, asker, f"job.{action}", job_id, "asked", reason)
     try:
         result = await made.queue.control(job_id, action, by=asker.user_id, reason=reason)
@@ -204,9 +168,9 @@ async def _control(request: web.Request, action: str) -> web.Response:
     if not is_done or (action == "resume" and result.kind == "same"):
         raise _conflict(action, result.state)
     _log.info(f"job.{action}", jobId=job_id, userId=asker.user_id, state=result.state)
-    fresh = await _visible(made, asker, job_id)
+    fresh = await visible(made, asker, job_id)
     status = (await statuses_of(made, [fresh]))[0]
-    return _json(job_of(fresh, status, made.clock.now_ms()))
+    return answer(job_of(fresh, status, made.clock.now_ms()))
 
 
 def _conflict(action: str, state: str) -> ConflictError:

@@ -17,9 +17,13 @@ from shared.clock import Clock
 from shared.ids import Ids
 from shared.management import Checks
 from shared.metrics import ApiMetrics
+from shared.office import Office
 from shared.phone import PossibleLengths
 from shared.queue import Queue
+from shared.results import Results
 from shared.settings import Settings
+
+EXPORTS_MAX: Final = 2
 
 
 @dataclass(slots=True)
@@ -29,6 +33,7 @@ class Resources:
     Attributes:
         is_draining: set by SIGTERM; readyz and new requests answer 503 from then on.
         born: the last known `born` of each shard, for the rows of jobs.
+        exports: places for exports: each holds a connection of the pool.
         turns: one lock a user: one submission is decoded at a time.
         ready: checks of /readyz.
     """
@@ -38,6 +43,8 @@ class Resources:
     ids: Ids
     queue: Queue
     archive: Archive
+    office: Office
+    results: Results
     visitors: Visitors
     hub: Hub
     switch: Switch
@@ -47,6 +54,7 @@ class Resources:
     version: str = ""
     is_draining: bool = False
     born: dict[int, str] = field(default_factory=dict)
+    exports: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(EXPORTS_MAX))
     turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     @property

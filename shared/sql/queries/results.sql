@@ -1,0 +1,27 @@
+-- name: roster
+-- A job's recipients and the moment everything else of the transaction is as of.
+SELECT number, recipients, chunk_size, vars, blob,
+  (extract(epoch FROM now()) * 1000)::bigint AS as_of_ms
+FROM bulk_jobs WHERE id = $1 AND ($2::uuid IS NULL OR owner = $2::uuid);
+
+-- name: recipients
+-- A window of positions with what each came to; what is not logged has no outcome yet. A message
+-- that Graph holds back has no receipt of its own before a webhook speaks of it.
+WITH seen AS (
+  SELECT p AS position, l.outcome, l.reason, l.code, l.error, l.attempts, l.wamid, l.at, l.receipt_at,
+    CASE WHEN l.receipt = 0 AND l.message_status <> 'accepted' THEN 1
+      ELSE coalesce(l.receipt, 0) END AS receipt
+  FROM generate_series($2::integer, $3::integer) AS p
+  LEFT JOIN campaign_logs l ON l.job_number = $1 AND l.position = p
+    AND l.position BETWEEN $2::integer AND $3::integer
+)
+SELECT position, outcome, reason, code, error, attempts, wamid, receipt,
+  (extract(epoch FROM at) * 1000)::bigint AS at_ms,
+  (extract(epoch FROM receipt_at) * 1000)::bigint AS receipt_at_ms
+FROM seen
+WHERE ($4::text[] IS NULL OR coalesce(outcome, 'pending') = ANY ($4))
+  AND ($5::integer[] IS NULL OR (outcome IS NOT NULL AND receipt = ANY ($5)))
+  AND ($6::integer[] IS NULL OR code = ANY ($6))
+  AND ($7::bigint = 0 OR at < to_timestamp($7::bigint / 1000.0))
+  AND ($8::integer[] IS NULL OR position = ANY ($8))
+ORDER BY position LIMIT $9;
