@@ -108,6 +108,13 @@ async def hub(queue: Queue) -> AsyncIterator[Hub]:
     await asyncio.wait_for(running, 5)
 
 
+class Server(TestServer):
+    """As in production: a reader who leaves does not cancel his handler."""
+
+    async def _make_runner(self, **kwargs: Any) -> web.BaseRunner[Any]:
+        return await super()._make_runner(**{**kwargs, "handler_cancellation": False})
+
+
 @pytest.fixture
 async def http(queue: Queue, hub: Hub, rows: Rows) -> AsyncIterator[Http]:
     @web.middleware
@@ -132,7 +139,7 @@ async def http(queue: Queue, hub: Hub, rows: Rows) -> AsyncIterator[Http]:
     )
     app[RESOURCES] = cast("Resources", made)
     install(app, stream.ROUTES)
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(Server(app)) as client:
         yield client
 
 
