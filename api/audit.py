@@ -10,12 +10,33 @@ from aiohttp import web
 
 from api.auth import Principal
 from api.guard import address_of
-from api.resources import Resources
+from api.resources import Resources, resources
 from api.router import REQUEST_ID
 from shared import logs
 from shared.errors import ArchiveError
+from shared.office import Act
 
 _log: Final = logs.get("api.audit")
+
+
+def act_of(
+    request: web.Request, asker: Principal, action: str, object_id: str, reason: str = ""
+) -> Act:
+    """Return an act of this request, for the transaction that carries it out."""
+    made = resources(request)
+    return Act(
+        asker.user_id,
+        action,
+        object_id,
+        reason,
+        request[REQUEST_ID],
+        address_mark(address_of(request, made.settings), made.secret),
+    )
+
+
+def address_mark(address: str, secret: bytes) -> str:
+    """Return a client's address as a keyed hash, the same for the same address."""
+    return f"a_{hmac.new(secret, address.encode(), hashlib.sha256).hexdigest()[:8]}"
 
 
 async def note(
@@ -28,9 +49,7 @@ async def note(
     reason: str = "",
 ) -> None:
     """Write to the audit log; the address as a keyed hash."""
-    secret = made.secret
-    address = address_of(request, made.settings)
-    mark = hmac.new(secret, address.encode(), hashlib.sha256).hexdigest()[:8]
+    mark = address_mark(address_of(request, made.settings), made.secret)
     await made.archive.audit(
         asker.user_id,
         action,
@@ -38,7 +57,7 @@ async def note(
         result,
         reason=reason,
         request_id=request[REQUEST_ID],
-        address=f"a_{mark}",
+        address=mark,
     )
 
 

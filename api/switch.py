@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Final
 
+from shared.archive import Archive
 from shared.clock import Clock
-from shared.errors import QueueError, UnavailableError
+from shared.errors import StoreError, UnavailableError
 from shared.queue import Queue
 from shared.settings import Settings
 
@@ -22,11 +24,15 @@ class Switch:
         queue: the Redis door, where every process that holds the pool leaves its mark.
         settings: DISABLE_BULK_MESSAGING of this process.
         clock: tells how old an answer is.
+        archive: knows of a switch that a wiped Redis has not been told of again.
     """
 
-    def __init__(self, queue: Queue, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self, queue: Queue, settings: Settings, clock: Clock, archive: Archive | None = None
+    ) -> None:
         """Ask nothing yet."""
         self._queue = queue
+        self._archive = archive
         self._is_ours = settings.disable_bulk_messaging
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -34,7 +40,7 @@ class Switch:
         self._at = float("-inf")
 
     async def is_off(self) -> bool:
-        """Tell whether sending is off, at most a second old; not off where Redis cannot say.
+        """Tell whether sending is off, at most a second old; not off where no store can say.
 
         Whoever is let through then is accepted at most: a held pool sends nothing.
         """
@@ -42,13 +48,22 @@ class Switch:
             return True
         async with self._lock:
             if self._clock.monotonic() - self._at >= OLD_S:
-                try:
-                    async with asyncio.timeout(ASK_S):
-                        self._is_off = await self._queue.is_off()
-                except (QueueError, TimeoutError):
-                    self._is_off = False
+                self._is_off = await self._ask(self._queue.is_off())
+                if self._archive is not None and not self._is_off:
+                    self._is_off = await self._ask(self._archive.is_off())
                 self._at = self._clock.monotonic()
             return self._is_off
+
+    def forget(self) -> None:
+        """Ask again at the next question: somebody has just switched."""
+        self._at = float("-inf")
+
+    async def _ask(self, question: Awaitable[bool]) -> bool:
+        try:
+            async with asyncio.timeout(ASK_S):
+                return await question
+        except (StoreError, TimeoutError):
+            return False
 
     async def require_on(self) -> None:
         """Return when sending is on.

@@ -71,7 +71,10 @@ class KeyRow(msgspec.Struct, frozen=True):
 
 
 class SenderRow(msgspec.Struct, frozen=True):
-    """A WhatsApp phone number; `rate` None = the settings' default, messages per second."""
+    """A WhatsApp phone number; `rate` None = the settings' default, messages per second.
+
+    `allowed_regions` are ISO 3166 alpha-2; none = it may write anywhere.
+    """
 
     id: str
     name: str
@@ -89,6 +92,7 @@ class SenderRow(msgspec.Struct, frozen=True):
     is_default: bool = False
     version: int = 1
     parks: int = 0
+    allowed_regions: list[str] = []
 
 
 class Suppression(msgspec.Struct, frozen=True):
@@ -357,6 +361,12 @@ class Archive:
         await self._pool.execute(
             SQL["audit"], actor, action, object_id, result, reason, request_id, address
         )
+
+    @guarded
+    async def is_off(self) -> bool:
+        """Tell whether somebody has switched sending off for everybody (`office.set_switch`)."""
+        row = await self._pool.fetchrow(SQL["switch"])
+        return row is not None and bool(row["is_off"])
 
     # -- senders ---------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ class Senders:
             await self._clock.sleep(_EVERY_S)
 
     async def refresh(self) -> None:
-        """Read all senders, open changed tokens, and tell each shard what it lacks.
+        """Read all senders and the switch, open changed tokens, tell each shard what it lacks.
 
         Raises:
             ArchiveError: nothing was read; the copy is as it was.
@@ -115,7 +115,10 @@ class Senders:
         before, self._rows = self._rows, {row.id: row for row in rows}
         opened = {row.id: self._opened(row, before.get(row.id)) for row in rows if _may_send(row)}
         self._open = {sender_id: sender for sender_id, sender in opened.items() if sender}
+        is_off = await self._archive.is_off()
         for shard in range(self._queue.shards):
+            # Each time: a shard that was wiped or failed over stands on what it knew before.
+            await self._queue.switch(shard, "", int(is_off))
             await self._tell(shard, [row for row in rows if row.shard == shard])
         self._is_compared = True
 

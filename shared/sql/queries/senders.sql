@@ -8,6 +8,8 @@ ON CONFLICT (name) DO UPDATE SET phone_number_id = excluded.phone_number_id,
   number = excluded.number, token_sealed = excluded.token_sealed, waba_id = excluded.waba_id,
   graph_api_version = excluded.graph_api_version, rate = excluded.rate, burst = excluded.burst,
   is_default = excluded.is_default, version = senders.version + 1,
+  token_set_at = CASE WHEN senders.token_sealed = excluded.token_sealed
+    THEN senders.token_set_at ELSE now() END,
   state = CASE WHEN senders.state = 'paused' AND senders.why LIKE 'token%'
     AND excluded.token_sealed <> senders.token_sealed THEN 'active' ELSE senders.state END,
   why = CASE WHEN senders.state = 'paused' AND senders.why LIKE 'token%'

@@ -1,0 +1,122 @@
+-- name: switch
+-- No row: nobody has ever switched.
+SELECT is_off, reason, by_whom, (extract(epoch FROM since) * 1000)::bigint AS since_ms FROM switch;
+
+-- name: set_switch
+-- Switched as it stood already nothing changes: the first who did it is the one who is shown.
+INSERT INTO switch AS s (is_off, reason, by_whom) VALUES ($1, $2, $3)
+ON CONFLICT (one) DO UPDATE SET is_off = excluded.is_off, reason = excluded.reason,
+  by_whom = excluded.by_whom, since = excluded.since
+WHERE s.is_off <> excluded.is_off;
+
+-- name: audit_list
+-- Newest first. Filters are whole words: nothing of it is searched by its parts.
+SELECT number, (extract(epoch FROM at) * 1000)::bigint AS at_ms, actor, action, object, result,
+  reason, request_id, address
+FROM audit_log
+WHERE ($1::text IS NULL OR actor = $1) AND ($2::text IS NULL OR action = $2)
+  AND ($3::text IS NULL OR object = $3)
+  AND ($4::bigint = 0 OR at >= to_timestamp($4 / 1000.0))
+  AND ($5::bigint = 0 OR at < to_timestamp($5 / 1000.0))
+  AND ($6::bigint = 0 OR number < $6)
+ORDER BY number DESC LIMIT $7;
+
+-- name: user_list
+-- Newest first.
+SELECT *, (extract(epoch FROM created_at) * 1000)::bigint AS created_ms FROM users
+WHERE $1::bigint = 0 OR number_in_list < $1 ORDER BY number_in_list DESC LIMIT $2;
+
+-- name: lock_admins
+-- Two admins who take each other's role at once must not both succeed.
+SELECT id FROM users WHERE role = 'admin' AND NOT is_disabled ORDER BY id FOR UPDATE;
+
+-- name: change_user
+-- NULL leaves a part as it is.
+UPDATE users SET email = coalesce($2, email), role = coalesce($3, role),
+  is_disabled = coalesce($4, is_disabled), password_hash = coalesce($5, password_hash)
+WHERE id = $1::uuid
+RETURNING *, (extract(epoch FROM created_at) * 1000)::bigint AS created_ms;
+
+-- name: key_list
+-- A user's keys that are not revoked, newest first.
+SELECT id, name, scopes, last4, number_in_list,
+  coalesce((extract(epoch FROM last_used_at) * 1000)::bigint, 0) AS last_used_ms,
+  coalesce((extract(epoch FROM expires_at) * 1000)::bigint, 0) AS expires_ms
+FROM api_keys WHERE user_id = $1::uuid AND revoked_at IS NULL
+  AND ($2::bigint = 0 OR number_in_list < $2)
+ORDER BY number_in_list DESC LIMIT $3;
+
+-- name: own_key_revoked
+-- The owner stands inside the question: what is foreign looks absent.
+UPDATE api_keys SET revoked_at = now()
+WHERE id = $1 AND user_id = $2::uuid AND revoked_at IS NULL;
+
+-- name: key_used
+-- To the minute: a key that is used all the time is not written all the time.
+UPDATE api_keys SET last_used_at = now()
+WHERE id = $1 AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute');
+
+-- name: sender_list
+-- Newest first.
+SELECT *, (extract(epoch FROM token_set_at) * 1000)::bigint AS token_set_ms FROM senders
+WHERE $1::bigint = 0 OR number_in_list < $1 ORDER BY number_in_list DESC LIMIT $2;
+
+-- name: sender_of_id
+-- As in the list.
+SELECT *, (extract(epoch FROM token_set_at) * 1000)::bigint AS token_set_ms FROM senders
+WHERE id = $1;
+
+-- name: sender_for_change
+-- Whoever changes a sender decides on the row as it stands.
+SELECT * FROM senders WHERE id = $1 FOR UPDATE;
+
+-- name: new_sender
+-- The emptiest shard is the caller's to find.
+INSERT INTO senders (id, name, phone_number_id, number, token_sealed, waba_id, graph_api_version,
+  rate, burst, shard, is_default, allowed_regions)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
+
+-- name: senders_by_shard
+-- Where a new sender goes.
+SELECT shard, count(*)::integer AS n FROM senders GROUP BY shard;
+
+-- name: change_sender
+-- A whole row, decided on while it was locked. What only the old token stood in the way of goes on.
+UPDATE senders SET name = $2, phone_number_id = $3, number = $4, token_sealed = $5, waba_id = $6,
+  graph_api_version = $7, rate = $8, burst = $9, is_default = $10, allowed_regions = $11,
+  version = version + 1,
+  token_set_at = CASE WHEN token_sealed = $5 THEN token_set_at ELSE now() END,
+  state = CASE WHEN state = 'paused' AND why LIKE 'token%' AND token_sealed <> $5
+    THEN 'active' ELSE state END,
+  why = CASE WHEN state = 'paused' AND why LIKE 'token%' AND token_sealed <> $5
+    THEN '' ELSE why END
+WHERE id = $1;
+
+-- name: suppression_list
+-- Those in force, newest first.
+SELECT id, phone, scope, reason, source, created_by, number_in_list,
+  (extract(epoch FROM created_at) * 1000)::bigint AS created_ms
+FROM suppressions WHERE lifted_at IS NULL
+  AND ($1::bigint IS NULL OR phone = $1) AND ($2::text IS NULL OR scope = $2)
+  AND ($3::bigint = 0 OR number_in_list < $3)
+ORDER BY number_in_list DESC LIMIT $4;
+
+-- name: add_suppression
+-- One entry in force a person and scope; the one that is there stays as it is.
+INSERT INTO suppressions (id, phone, scope, reason, source, created_by, change)
+VALUES ($1, $2, $3, $4, $5, $6, (SELECT coalesce(max(change), 0) + 1 FROM suppressions))
+ON CONFLICT (phone, scope) WHERE lifted_at IS NULL DO NOTHING;
+
+-- name: lift_suppression
+-- Lifted, never deleted: the copies of the workers must hear of it.
+UPDATE suppressions SET lifted_at = now(),
+  change = (SELECT coalesce(max(change), 0) + 1 FROM suppressions)
+WHERE id = $1 AND lifted_at IS NULL;
+
+-- name: suppressions_newest
+-- How far a copy can have come.
+SELECT coalesce(max(change), 0) FROM suppressions;
+
+-- name: suppressed_among
+-- Which of these numbers nobody, or no advertiser, may write to.
+SELECT DISTINCT phone, scope FROM suppressions WHERE lifted_at IS NULL AND phone = ANY ($1::bigint[]);
