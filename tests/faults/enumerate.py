@@ -95,6 +95,16 @@ class Enumeration:
         finally:
             self._loop.under_way -= 1
 
+    def learn(self, name: str, text: str) -> str:
+        """Let the server know another text of a script; return its hash."""
+        sha = self._do(self.stage.client.script_load(text))
+        self.stage.client.scripts[sha] = name
+        return str(sha)
+
+    def execute(self, sql: str) -> None:
+        """Change the schema of this stage."""
+        self._do(self.stage.pool.execute(sql))
+
     def run(self, scenario: str, plan: Plan | None = None) -> Run:
         """Run a scenario with a plan."""
         plan = plan or {}

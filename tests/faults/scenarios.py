@@ -134,7 +134,7 @@ async def _pause(stage: Stage, job: Accepted) -> None:
     for worker in stage.live():
         await stage.step_aside(worker, worker.tick())
     # I10: only whose intent is noted by now is still called.
-    stage.asked_max = len(stage.provider.ledger) + await stage.intents()
+    stage.asked_max = len(stage.provider.ledger) + await stage.noted()
 
 
 async def cancel(stage: Stage) -> None:
@@ -210,7 +210,7 @@ async def outage(stage: Stage) -> None:
         if other in stage.live():
             await stage.step(other.life, other.tick())
 
-    stage.at(2, away)
+    stage.at(1, away)
     await stage.drain()
 
 

@@ -11,6 +11,7 @@ import copy
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import fields
 from functools import partial
 from logging import ERROR
 from typing import Any, Final
@@ -275,10 +276,9 @@ class Stage:
         self.pool = PlainPool(made, self.world)
         self.archive = FaultyArchive(made, self.world)
         self._pattern = Queue(self.settings, [self.client], [self.client], self.client)
-        visitors = Visitors(self._pattern, self.settings, self.ids)
-        scripts: list[Script] = [*self._pattern._scripts.values(), *visitors._scripts.values()]
-        self.client.scripts = {script.sha: script.name for script in scripts}
-        for script in scripts:
+        self._visitors = Visitors(self._pattern, self.settings, self.ids)
+        self.client.scripts = {script.sha: script.name for script in self.scripts()}
+        for script in self.scripts():
             await self.redis.script_load(script.text)
         self._later = await self.redis.script_load(_LATER)
         plain = Archive(made)
@@ -287,6 +287,10 @@ class Stage:
             SenderRow("snd_main", "main", "1001", self.sealing.seal("token"), rate=0.0,
                       is_default=True)
         )  # fmt: skip
+
+    def scripts(self) -> list[Script]:
+        """Return every script that any process runs."""
+        return [*self._pattern._scripts.values(), *self._visitors._scripts.values()]
 
     def new_queue(self) -> Queue:
         """Return a door as a new process would open it; the scripts are read once."""
@@ -318,7 +322,6 @@ class Stage:
         self.ids = Ids(1)
         self.run = RUN
         self.tuned = self.settings
-        self.has_woken = False
         submit._STEP_CHUNKS = _STEPS  # type: ignore[misc]
         self.workers: list[Worker] = []
         self.zombies: list[Life] = []
@@ -377,6 +380,16 @@ class Stage:
             count += sum(state_of(byte) is State.INTENT for byte in states)
         return count
 
+    async def noted(self) -> int:
+        """Return how many are noted and were not asked for yet, by the far side's ledger."""
+        count = 0
+        for accepted in self.accepted:
+            asked = {line.position for line in self.provider.ledger if line.job == accepted.job}
+            states = await self.redis.get(keys.states(accepted.job)) or b""
+            at = [i for i, byte in enumerate(states) if state_of(byte) is State.INTENT]
+            count += sum(position not in asked for position in at)
+        return count
+
     async def later(self, for_ms: int, *, is_calm: bool = False) -> None:
         """Let time pass for stores and processes; `is_calm`: nobody has ticked meanwhile."""
         live = [] if is_calm else [w.life.name for w in self.live()]
@@ -417,6 +430,8 @@ class Stage:
             for act in (worker.tick, worker.look, worker.take, worker.write, worker.take_over,
                         worker.marks, worker.refresh):  # fmt: skip
                 await self.step(worker.life, act())
+                # Who was reaped by this tick goes on beside whoever takes its claims.
+                woken += await self._wake()
                 if worker not in self.live():
                     break
         for life in woken:
@@ -497,7 +512,10 @@ class Stage:
             if is_late or (is_reaped and not life.wakes_late):
                 self.zombies.remove(life)
                 self.world.thaw(life)
-                self.has_woken = True
+                for worker in self.workers:
+                    if worker.life is life and worker.has_started:
+                        # Its pulse wakes with it.
+                        self.world.loop.create_task(worker.tick(), context=life.context)
                 woken.append(life)
         return woken
 
@@ -555,19 +573,22 @@ class Stage:
     def api(self) -> Resources:
         """Return what a handler of a new API process finds."""
         queue = self.new_queue()
-        return Resources(
-            settings=self.tuned,
-            clock=self.clock,
-            ids=self.ids,
-            queue=queue,
-            archive=self.archive,
-            visitors=Visitors(queue, self.settings, self.ids),
-            hub=Hub(queue, self.settings, self.clock, self.api_metrics),
-            switch=Switch(queue, self.settings, self.clock),
-            metrics=self.api_metrics,
-            lengths=LENGTHS,
-            ready=Checks({}, self.clock),
-        )
+        known: dict[str, Any] = {
+            "settings": self.tuned,
+            "clock": self.clock,
+            "ids": self.ids,
+            "queue": queue,
+            "archive": self.archive,
+            "visitors": Visitors(queue, self.settings, self.ids),
+            "hub": Hub(queue, self.settings, self.clock, self.api_metrics),
+            "switch": Switch(queue, self.settings, self.clock),
+            "metrics": self.api_metrics,
+            "lengths": LENGTHS,
+            "ready": Checks({}, self.clock),
+        }
+        # What no story here asks for stays away.
+        needed = [f.name for f in fields(Resources) if f.default is f.default_factory]
+        return Resources(**{name: known.get(name) for name in needed})
 
     async def ask(
         self, handler: Any, path: str, body: Any, headers: dict[str, str], **match: str
@@ -685,7 +706,9 @@ class Stage:
         )
         return self.provider.doubtful + lost
 
-    async def _fence(self, life: Life, name: str, seen: Any) -> Callable[[Any], Awaitable[None]]:
+    async def _fence(
+        self, life: Life, name: str, seen: Any
+    ) -> Callable[[Any], Coroutine[Any, Any, None]]:
         """I14: watch a report of a worker that may have been reaped."""
         calls = seen if isinstance(seen, list) else [seen]
         told = [c for c in calls if c and self.client.name_of(c) in ("report", "close")]

@@ -316,6 +316,7 @@ class World:
             await asyncio.sleep(0)
         if kind in ("stall", "frozen"):
             await self._stand_still(life, kind)
+            await self._turn(life)
         after = None
         if self.watch is not None and life.was_frozen:
             after = await self.aside(self.watch(life, name, seen))
@@ -470,20 +471,20 @@ class FaultyRedis(redis.asyncio.Redis):
         made = FaultyPipeline(
             self.connection_pool, self.response_callbacks, transaction, shard_hint
         )
-        made.client = self
+        made.door = self
         return made
 
 
 class FaultyPipeline(Pipeline):
     """Several commands, one effect."""
 
-    client: FaultyRedis
+    door: FaultyRedis
 
     async def execute(self, raise_on_error: bool = True) -> Any:  # noqa: FBT001, FBT002 - redis-py's
         calls = [command[0] for command in self.command_stack]
-        names = dict.fromkeys(self.client.name_of(args) for args in calls)
+        names = dict.fromkeys(self.door.name_of(args) for args in calls)
         parent = super().execute
-        return await self.client.world.call(
+        return await self.door.world.call(
             "redis",
             "+".join(names),
             lambda: parent(raise_on_error),

@@ -1,0 +1,22 @@
+"""Every fault of ours that reliability 4.7 names, as far as a story here can meet it, is seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.enumerate import Enumeration, plan_of
+from tests.faults.mutants import MUTANTS, Mutant, in_force, plan_at
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.number}")
+def test_a_mutant_is_caught(enumeration: Enumeration, mutant: Mutant) -> None:
+    plans = [plan_at(enumeration, text) for text in mutant.plans]
+    with in_force(mutant, enumeration):
+        runs = [enumeration.run(*plan_of(plan)) for plan in plans]
+    if mutant.number == 12:
+        enumeration.execute(
+            "DELETE FROM bulk_jobs; CREATE UNIQUE INDEX bulk_jobs_idempotency ON bulk_jobs"
+            " (owner, idempotency_route, idempotency_key) WHERE idempotency_key IS NOT NULL"
+        )
+    found = {violation.invariant for run in runs for violation in run.violations}
+    assert found & mutant.invariants, f"{mutant.what} goes unseen: {found}"
