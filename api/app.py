@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import auth, exports, health, jobs, recipients, stats, stream, submit
+from api import auth, health, jobs, stats, stream, submit, work
 from api.fleet import Fleet
 from api.guard import Runner
 from api.hub import Hub
@@ -25,6 +25,7 @@ from shared.clock import Clock
 from shared.connect import open_postgres
 from shared.errors import QueueError, SettingsError
 from shared.ids import Ids
+from shared.lineage import Lineage
 from shared.management import Checks
 from shared.metrics import ApiMetrics, ours
 from shared.office import Office
@@ -32,6 +33,7 @@ from shared.phone import PossibleLengths
 from shared.queue import Queue
 from shared.results import Results
 from shared.settings import Settings
+from shared.uploads import Uploads
 
 DRAIN_S: Final = 10.0
 _OFF_TTL_MS: Final = 10_000
@@ -49,8 +51,7 @@ ROUTES: Final = (
           has_body=True, is_body_optional=True),
     Route("POST", "/api/bulk/jobs/{job_id}/cancel", jobs.cancel, auth.SEND, "control",
           has_body=True, is_body_optional=True),
-    *recipients.ROUTES,
-    *exports.ROUTES,
+    *work.ROUTES,
     Route("GET", "/api/bulk/stats", stats.show, auth.ADMIN, "other"),
     *stream.ROUTES,
     Route("POST", "/api/session", auth.log_in, auth.OPEN, "other", has_body=True),
@@ -100,6 +101,8 @@ async def open_resources(
         archive=archive,
         office=Office(pool),
         results=Results(pool),
+        lineage=Lineage(pool),
+        uploads=Uploads(pool),
         visitors=Visitors(queue, settings, ids),
         hub=hub,
         switch=Switch(queue, settings, clock, archive),

@@ -15,6 +15,7 @@ from api.switch import Switch
 from shared.archive import Archive
 from shared.clock import Clock
 from shared.ids import Ids
+from shared.lineage import Lineage
 from shared.management import Checks
 from shared.metrics import ApiMetrics
 from shared.office import Office
@@ -22,6 +23,7 @@ from shared.phone import PossibleLengths
 from shared.queue import Queue
 from shared.results import Results
 from shared.settings import Settings
+from shared.uploads import Uploads
 
 EXPORTS_MAX: Final = 2
 
@@ -45,6 +47,8 @@ class Resources:
     archive: Archive
     office: Office
     results: Results
+    lineage: Lineage
+    uploads: Uploads
     visitors: Visitors
     hub: Hub
     switch: Switch

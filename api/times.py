@@ -26,14 +26,7 @@ def span_of(body: wire.SendRequest, now_ms: int) -> tuple[int, int]:
     Raises:
         InvalidError: `bad_time`, naming the field.
     """
-    zone: ZoneInfo | None = None
-    if body.timezone is not None:
-        try:
-            zone = ZoneInfo(body.timezone) if _ZONE.match(body.timezone) else None
-        except (OSError, ValueError, KeyError):
-            zone = None
-        if zone is None:
-            refuse("/timezone", "not an IANA time zone such as Europe/Rome", "bad_time")
+    zone = zone_of(body.timezone)
     start = moment_of(body.scheduled_at, "/scheduled_at", zone)
     end = moment_of(body.expires_at, "/expires_at", zone)
     for at, pointer in ((start, "/scheduled_at"), (end, "/expires_at")):
@@ -42,6 +35,23 @@ def span_of(body: wire.SendRequest, now_ms: int) -> tuple[int, int]:
     if end and end <= max(start, now_ms):
         refuse("/expires_at", "not after the start", "bad_time")
     return (start if start > now_ms else 0), end
+
+
+def zone_of(text: str | None) -> ZoneInfo | None:
+    """Return the IANA zone of this name, None for none.
+
+    Raises:
+        InvalidError: `bad_time` at `/timezone`.
+    """
+    if text is None:
+        return None
+    try:
+        zone = ZoneInfo(text) if _ZONE.match(text) else None
+    except (OSError, ValueError, KeyError):
+        zone = None
+    if zone is None:
+        refuse("/timezone", "not an IANA time zone such as Europe/Rome", "bad_time")
+    return zone
 
 
 def moment_of(text: str | None, pointer: str, zone: ZoneInfo | None) -> int:

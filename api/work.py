@@ -1,0 +1,9 @@
+"""Routes about jobs beyond submit, show, list and control, in one place."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from api import changes, exports, recipients
+
+ROUTES: Final = (*recipients.ROUTES, *exports.ROUTES, *changes.ROUTES)
