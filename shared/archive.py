@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import wraps
 from importlib.resources import files
-from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 import asyncpg
 import msgspec
@@ -263,7 +263,11 @@ def guarded(
             return await method(*args, **kwargs)
         except _HOPELESS as error:
             raise ArchiveError(f"PostgreSQL: {type(error).__name__}", hopeless=True) from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except TimeoutError as error:
+            # The others may be as dead, and to find that out takes as long for each of them.
+            await cast("Archive", args[0])._pool.expire_connections()  # noqa: SLF001 - a door of ours
+            raise ArchiveError("PostgreSQL: TimeoutError") from error
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise ArchiveError(f"PostgreSQL: {type(error).__name__}") from error
 
     return act

@@ -27,6 +27,7 @@ from shared.settings import Settings
 # A blocking read must end well before its socket does (pitfalls R2).
 _BLOCKING_MARGIN_S: Final = 3.0
 _SOCKET_TIMEOUT_S: Final = 5.0
+_CONNECT_TIMEOUT_S: Final = 2.0
 OnConnect = Callable[[Connection], Awaitable[None]]
 
 
@@ -63,7 +64,7 @@ def open_redis(
         **options,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout,
-        socket_connect_timeout=2.0,
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
         socket_keepalive=True,
         health_check_interval=0,
         **extra,
@@ -107,7 +108,8 @@ async def open_postgres(settings: Settings, *, size: int | None = None) -> async
             min_size=1,
             max_size=size or settings.database_pool,
             command_timeout=settings.database_timeout_s,
-            timeout=settings.database_timeout_s,
+            # To connect, and to wait for a cancelled statement: a dead line costs both.
+            timeout=min(_CONNECT_TIMEOUT_S, settings.database_timeout_s),
             server_settings={
                 "search_path": settings.database_schema,
                 "application_name": "drumbeat",

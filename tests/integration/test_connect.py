@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import redis.exceptions
 import uvloop
 
+from shared.archive import Archive
 from shared.clock import Clock
-from shared.connect import open_redis
+from shared.connect import open_postgres, open_redis
+from shared.embedded.postgres import Postgres
 from shared.embedded.valkey import Valkey
-from shared.errors import QueueError
+from shared.errors import ArchiveError, QueueError
 from shared.primary import Wary
 from shared.queue import Queue
 from shared.settings import Settings
@@ -80,3 +84,29 @@ def test_every_kind_of_address_has_such_connections(url: str, kind: str) -> None
     made = open_redis(replaced(Settings(), redis_url=url)).connection_pool.connection_class
     assert issubclass(made, Wary)
     assert kind in {base.__name__ for base in made.__mro__}
+
+
+async def test_connections_to_postgresql_that_died_in_silence_cost_one_time_out_together(
+    postgres: Postgres, settings: Settings
+) -> None:
+    """Each alone costs its statement's time-out and its cancel's: one after another, minutes."""
+    proxy, clock = Proxy(postgres.port), Clock()
+    await proxy.open()
+    url = postgres.url.replace(f":{postgres.port}/", f":{proxy.port}/")
+    pool = await open_postgres(replaced(settings, database_url=url, database_timeout_s=0.5))
+    archive = Archive(pool)
+    # Five connections, all in use once.
+    await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.1)") for _ in range(5)))
+    proxy.half_open()
+    await proxy.heal()
+    began_s, failures = clock.monotonic(), 0
+    while True:
+        try:
+            await archive.ping()
+            break
+        except ArchiveError:
+            failures += 1
+    assert failures == 1
+    assert clock.monotonic() - began_s < 3
+    pool.terminate()
+    await proxy.close()
