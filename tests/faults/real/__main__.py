@@ -104,9 +104,10 @@ async def once(rig: Rig, goal: Goal, run: Run, *, is_fresh: bool) -> None:
     try:
         if not is_fresh:
             await rig.fresh(latency_ms=goal.latency_ms, through=goal.through, **goal.extra)
+        before = rig.leases_lost()
         figures = await goal.act(rig, Random(run.seed), run.index)  # noqa: S311 - of a test
         run.faults = int(figures.pop("faults", 1))
-        run.figures = figures
+        run.figures = {**figures, "leases lost": rig.leases_lost() - before}
     except Violated as violated:
         run.violations = [str(violated)]
     except NotHere as missing:

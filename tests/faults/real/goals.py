@@ -53,7 +53,15 @@ GOALS: Final[dict[str, Goal]] = {
         extra={"GRAPH_TIMEOUT_S": "5", "WORKER_GRACE_S": "10"},
     ),
     "G12": Goal("8 MB of memory, full while sending", stores.full, 1, 10, 1),
-    "G15": Goal("fail-over to a replica 0.8 s behind", stores.failovers, 2, 20, 1, "all"),
+    "G15": Goal(
+        "fail-over to a replica 0.8 s behind",
+        stores.failovers,
+        2,
+        20,
+        1,
+        "all",
+        extra={"WORKER_LEASE_MS": "5000"},
+    ),
     "G25": Goal(
         "SIGTERM under load, answers in 1 s",
         workers.drains,

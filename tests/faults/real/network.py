@@ -131,7 +131,7 @@ async def _sending(rig: Rig, this: Cell, chance: Random) -> dict[str, float]:
     lost = _lost(proxy) - lost
     most = lost if this.target == "provider" else 0
     rig.unknown_max += most
-    require(unknown <= most, f"{unknown} unknown, {most} answers were lost")
+    rig.bounded(unknown, most)
     return {
         "unknown": unknown,
         f"worst recovery from {this.target} s": took_s,

@@ -37,6 +37,7 @@ from tests.e2e.stack import CONCURRENCY, Stack
 from tests.faults.real.proxy import Kind, Proxy
 
 LEASE_S: Final = 2.0
+SLOTS: Final = 16  # of a worker
 SIZE: Final = 50  # recipients of a chunk
 # What a dead log writer had read is taken over after 30 s, by the look that comes 5 s later.
 DRAIN_S: Final = 60.0
@@ -154,6 +155,8 @@ class Rig:
         self._redis_url = self.valkey.url
         self.proxies: dict[str, Proxy] = {}
         self.apis: list[tuple[Child, str]] = []
+        self.frozen: set[int] = set()
+        self._leases_told = 0
         folder = self.folder / f"system-{self._turn}"
         folder.mkdir()
         environ = {
@@ -459,6 +462,14 @@ class Rig:
         self.no_second_copy()
         return tally.unknown
 
+    def bounded(self, unknown: int, bound: int) -> None:
+        """Require that no more are unknown than faults explain, and leases that were lost."""
+        lost = self.leases_lost()
+        most = bound + SLOTS * 2 * CONCURRENCY * (lost - self._leases_told)
+        self.unknown_max += most - bound
+        self._leases_told = lost
+        require(unknown <= most, f"{unknown} unknown, {bound} can be, {lost} leases were lost")
+
     def evidence(self, names: frozenset[str]) -> oracle.Evidence:
         """Return what is known from outside; `names` are the workers that live."""
         lines = [
@@ -501,6 +512,20 @@ class Rig:
             if not found or final or self.clock.monotonic() > end_s:
                 return [str(violation) for violation in found]
             await self.clock.sleep(0.5)
+
+    def leases_lost(self) -> int:
+        """Return how many workers that live, and were left alone, have been taken for dead.
+
+        A machine that is too busy for a tick in two seconds does that; each may cost what its slots
+        had noted (sentence 4).
+        """
+        names = set()
+        for child in self.stack.workers:
+            pattern = re.compile(rf'"reaped": "(w{child.pid}-[0-9a-z]+)"')
+            for other in self.stack.workers:
+                if other.pid not in self.frozen and child.pid not in self.frozen:
+                    names |= set(pattern.findall(other.log.read_text(errors="replace")))
+        return len(names)
 
     def logged(self, event: str) -> int:
         """Return how often the processes of ours have logged an event."""
