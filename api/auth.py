@@ -16,7 +16,7 @@ from api.passwords import hash_password, needs_rehash, verify_password
 from api.resources import Resources, resources
 from shared import logs
 from shared.archive import KeyRow, UserRow
-from shared.errors import DeniedError, MalformedError, TooManyError
+from shared.errors import ArchiveError, DeniedError, MalformedError, TooManyError
 
 _KEY: Final = re.compile(r"\Adrb_([0-9a-z]{10})_[0-9A-Za-z]{43}\Z")
 _BEARER: Final = re.compile(r"\A[Bb]earer +(\S{1,256})\Z")
@@ -24,6 +24,7 @@ _TOKEN: Final = re.compile(r"\A[A-Za-z0-9_-]{43}\Z")
 SESSION_SCOPES: Final = ("read", "send")
 _CACHE_MS: Final = 1000
 _CACHE_MAX: Final = 10_000
+_USED_EVERY_MS: Final = 60_000
 _log: Final = logs.get("api.auth")
 
 
@@ -103,6 +104,7 @@ class Credentials:
     def __init__(self) -> None:
         """Begin with nothing kept."""
         self._kept: dict[str, tuple[int, UserRow | KeyRow | None]] = {}
+        self._used: dict[str, int] = {}
 
     async def principal_of(self, request: web.Request) -> Principal:
         """Return who is asking.
@@ -135,6 +137,7 @@ class Credentials:
         is_over = row.expires_at_ms and row.expires_at_ms <= made.clock.now_ms()
         if not is_it or is_over or row.revoked or row.disabled:
             return None
+        await self._note_used(made, row.id)
         scopes = tuple(s for s in row.scopes if s != "admin" or row.role == "admin")
         return Principal(
             row.user_id, "", row.role, scopes, key_id=row.id, expires_ms=row.expires_at_ms
@@ -154,6 +157,19 @@ class Credentials:
         if not isinstance(row, UserRow) or row.disabled:
             return None
         return _principal_of(row, session.hash, session.expires_ms)
+
+    async def _note_used(self, made: Resources, key_id: str) -> None:
+        """Note when a key was last used, to the minute; a note that is lost refuses nobody."""
+        now_ms = made.clock.now_ms()
+        if now_ms - self._used.get(key_id, 0) < _USED_EVERY_MS:
+            return
+        if len(self._used) >= _CACHE_MAX:
+            self._used.clear()
+        self._used[key_id] = now_ms
+        try:
+            await made.office.note_key_used(key_id)
+        except ArchiveError:
+            _log.warning("key.use_not_noted", keyId=key_id)
 
     def _recall(self, made: Resources, name: str) -> UserRow | KeyRow | None:
         at, row = self._kept.get(name, (0, None))
@@ -218,7 +234,7 @@ async def log_in(request: web.Request) -> web.Response:
     if wait_s:
         made.metrics.logins_total.labels("throttled").inc()
         raise TooManyError("login_throttled", "Too many failed log-ins.", wait_s)
-    user = await made.archive.user_by_email(body.email)
+    user = await made.archive.user_by_email(body.email.strip().lower())
     is_right = await verify_password(user.password_hash if user else None, body.password)
     if user is None or not is_right or user.disabled:
         await made.visitors.login(body.email, address, "0")

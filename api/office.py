@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from api import switching
+from api import audit_log, keyring, senders, suppressions, switching, users
 
-ROUTES: Final = (*switching.ROUTES,)
+ROUTES: Final = (
+    *switching.ROUTES,
+    *users.ROUTES,
+    *keyring.ROUTES,
+    *senders.ROUTES,
+    *suppressions.ROUTES,
+    *audit_log.ROUTES,
+)

@@ -140,10 +140,7 @@ class Office:
         """Give a connection whose transaction ends with the act's audit row."""
         async with self._pool.acquire() as connection, connection.transaction():
             yield connection
-            await connection.execute(
-                SQL["audit"], act.actor, act.action, act.object, "ok", act.reason,
-                act.request_id, act.address,
-            )  # fmt: skip
+            await _note(connection, act)
 
     # -- the switch --------------------------------------------------------------------------
 
@@ -342,24 +339,28 @@ class Office:
 
     @guarded
     async def suppressions(
-        self, phone: int | None, scope: str | None, before: int, limit: int
+        self, scope: str | None, before: int, limit: int
     ) -> list[ListedSuppression]:
         """Return at most `limit` entries in force, newest first."""
-        rows = await self._pool.fetch(SQL["suppression_list"], phone, scope, before, limit)
+        rows = await self._pool.fetch(SQL["suppression_list"], scope, before, limit)
         return [_suppression(row) for row in rows]
 
     @guarded
     async def suppress(
         self, act: Act, phone: int, scope: str, reason: str, source: str
-    ) -> ListedSuppression:
-        """Put a number on the list; the entry that is there for this scope stays as it is."""
-        async with self._acting(act) as connection:
+    ) -> tuple[ListedSuppression, bool]:
+        """Put a number on the list; return its entry, and whether it is a new one.
+
+        The entry that is there for this scope stays as it is.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute(SQL["lock_suppressions"], _LOCK)
-            await connection.execute(
+            done = await connection.execute(
                 SQL["add_suppression"], act.object, phone, scope, reason, source, act.actor
             )
-            row = await connection.fetchrow(SQL["suppression_list"], phone, scope, 0, 1)
-        return _suppression(row)
+            row = _suppression(await connection.fetchrow(SQL["suppression_of"], phone, scope))
+            await _note(connection, act._replace(object=row.id))
+        return row, done == "INSERT 0 1"
 
     @guarded
     async def lift(self, act: Act, entry_id: str) -> None:
@@ -386,6 +387,13 @@ class Office:
     async def newest_suppression(self) -> int:
         """Return the highest change number of the list; 0 = it was always empty."""
         return int(await self._pool.fetchval(SQL["suppressions_newest"]))
+
+
+async def _note(connection: asyncpg.pool.PoolConnectionProxy, act: Act) -> None:
+    await connection.execute(
+        SQL["audit"], act.actor, act.action, act.object, "ok", act.reason, act.request_id,
+        act.address,
+    )  # fmt: skip
 
 
 def _but_number(row: Any) -> dict[str, Any]:  # noqa: ANN401 - asyncpg's Record

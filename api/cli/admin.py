@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from api import passwords
+from api.keyring import cut_key
 from api.sessions import Visitors
+from api.weak import refuse_weak
 from shared import connect, settings
 from shared.archive import Archive, KeyRow, SenderRow
 from shared.clock import Clock
@@ -27,9 +29,6 @@ from shared.queue import Queue
 from shared.sealing import Sealing
 
 _ACTOR: Final = "cli"
-_PASSWORD_MIN: Final = 12
-_PASSWORD_MAX: Final = 128
-_SECRET_CHARS: Final = 43
 _DAY_MS: Final = 86_400_000
 _T = TypeVar("_T")
 Scope = Literal["read", "send", "admin"]
@@ -129,10 +128,7 @@ def key_create(
         scope: what it may do; repeat for several.
         days: until it ends; 0 = never.
     """
-    key_id = _ids.object_id("key")[-10:]
-    # 128 characters of 6 random bits; without `-` and `_` far more than enough are left.
-    secret = _ids.token(96).replace("-", "").replace("_", "")[:_SECRET_CHARS]
-    text = f"drb_{key_id}_{secret}"
+    key_id, text = cut_key(_ids)
 
     async def act(archive: Archive) -> None:
         row = await archive.user_by_email(email.strip().lower())
@@ -369,10 +365,7 @@ def _positive(number: float | None) -> float | None:
 
 def _password(*, stdin: bool, file: Path | None) -> str:
     text = passwords.normal(_secret("Password", stdin=stdin, file=file))
-    if not _PASSWORD_MIN <= len(text) <= _PASSWORD_MAX:
-        raise InvalidError(
-            "bad_format", f"A password has {_PASSWORD_MIN} to {_PASSWORD_MAX} characters."
-        )
+    refuse_weak(text, "")
     return text
 
 

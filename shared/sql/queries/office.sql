@@ -97,9 +97,14 @@ WHERE id = $1;
 SELECT id, phone, scope, reason, source, created_by, number_in_list,
   (extract(epoch FROM created_at) * 1000)::bigint AS created_ms
 FROM suppressions WHERE lifted_at IS NULL
-  AND ($1::bigint IS NULL OR phone = $1) AND ($2::text IS NULL OR scope = $2)
-  AND ($3::bigint = 0 OR number_in_list < $3)
-ORDER BY number_in_list DESC LIMIT $4;
+  AND ($1::text IS NULL OR scope = $1) AND ($2::bigint = 0 OR number_in_list < $2)
+ORDER BY number_in_list DESC LIMIT $3;
+
+-- name: suppression_of
+-- The one entry in force of a person and scope.
+SELECT id, phone, scope, reason, source, created_by, number_in_list,
+  (extract(epoch FROM created_at) * 1000)::bigint AS created_ms
+FROM suppressions WHERE lifted_at IS NULL AND phone = $1 AND scope = $2;
 
 -- name: add_suppression
 -- One entry in force a person and scope; the one that is there stays as it is.
