@@ -45,6 +45,8 @@ if gap > 0 and now > math.max(start, num(f.r)) + AHEAD_MS then
     return {'back'}
   end
   start = spend(s, id, job_rate, job_bucket, size)
+  -- It pays at the rate of now, so it keeps the gap of now.
+  if s.rate > 0 then gap = math.max(gap, math.floor(1000000 / s.rate)) end
 end
 local states = call('GETRANGE', k .. ':states', int(base), int(base + length - 1))
 return {'go', int(now), int(start), int(gap), h[1], h[3] or '0', payload[1][2][2], states}

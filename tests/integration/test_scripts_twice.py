@@ -159,7 +159,7 @@ async def report_outcomes_and_intents(queue: Queue, raw: Any) -> Call:
     return lambda: queue.report("w1", claim, facts=facts, record=b"\x90", intents=intents_of(7))
 
 
-@case("report", r".*:sender:s1 (blocked_until|bucket_ms)", r"{s0}:timers")
+@case("report", r".*:sender:s1 (blocked_until|bucket_ms|rate_at)", r"{s0}:timers")
 async def report_throttled(queue: Queue, raw: Any) -> Call:
     assert raw
     _, [claim, *_] = await started(queue)

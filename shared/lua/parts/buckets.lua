@@ -24,7 +24,8 @@ local function sender_of(id)
              latency_s = num(h[7] or '300') / 1000, outstanding = num(h[8]), blocked = num(h[9]),
              paused = h[10] == '1', pass = num(h[11]), start = num(h[12])}
   s.rate = climbed(num(h[1]), s.ceiling, num(h[4]), s.top)
-  if s.ceiling > 0 and now - num(h[4]) < 600000 then s.burst = 0.1 * s.rate
+  -- After a throttle no burst: a tick's lateness spends what the far side allows of one already.
+  if s.ceiling > 0 and now - num(h[4]) < 600000 then s.burst = 1
   elseif s.burst == 0 then s.burst = 0.25 * s.rate end
   -- The first of a burst is due at its start: burst - 1 gaps make burst messages, not one more.
   s.burst_ms = s.rate > 0 and 1000 * math.max(0, s.burst - 1) / s.rate or 250

@@ -24,7 +24,8 @@ end
 
 local function move(x, old, new)
   local was, is = old % 8, new % 8
-  delta[was], delta[is] = delta[was] - 1, delta[is] + 1
+  delta[was] = delta[was] - 1
+  delta[is] = delta[is] + 1
   bytes[x], dirty, applied = new, true, applied + 1
 end
 
@@ -66,19 +67,19 @@ end
 local function slow_down()
   local sk, s = sender_key(sender), sender_of(sender)
   if not s then return end
-  local blocked = now + math.max(1000, num(throttled))
-  local last = num(call('HGET', sk, 'last_cut'))
+  local blocked = math.max(now + math.max(1000, num(throttled)), s.blocked)
+  local last, rate = num(call('HGET', sk, 'last_cut')), s.rate
   -- A second of messages is in the air and all of them will say the same.
   if now - last >= 2000 or last > now then
-    local rate = s.rate > 0 and s.rate or math.max(1, num(call('HGET', sk, 'released_before')))
+    if rate == 0 then rate = math.max(1, num(call('HGET', sk, 'released_before'))) end
     local floor = math.max(num(call('HGET', sk, 'rate_min') or '1'), 0.1)
-    call('HSET', sk, 'ceiling', string.format('%.3f', rate), 'rate', string.format('%.3f', math.max(floor, 0.7 * rate)),
-         'rate_at', int(now), 'last_cut', int(now))
+    call('HSET', sk, 'ceiling', string.format('%.3f', rate), 'last_cut', int(now))
     call('HINCRBY', sk, 'cuts', 1)
-    is_cut = 1
+    rate, is_cut = math.max(floor, 0.7 * rate), 1
   end
-  blocked = math.max(blocked, s.blocked)
-  call('HSET', sk, 'blocked_until', int(blocked), 'why', 'throttled', 'bucket_ms', int(math.max(s.bucket, blocked)))
+  -- It climbs by seconds without a throttle: from the end of the silence, not through it.
+  call('HSET', sk, 'rate', string.format('%.3f', rate), 'rate_at', int(blocked), 'blocked_until', int(blocked),
+       'why', 'throttled', 'bucket_ms', int(math.max(s.bucket, blocked)))
   wake_at('s:' .. sender, blocked)
 end
 
