@@ -85,6 +85,7 @@ TRIP: Final = 0x8000
 Argument = str | bytes | int | float  # what a script takes
 
 _FACT: Final = struct.Struct(">HBBHBH")
+FACT_BYTES: Final = _FACT.size
 _INTENT: Final = struct.Struct(">HBB")
 
 

@@ -15,7 +15,7 @@ from shared.errors import QueueError
 from shared.graph_codes import ROWS
 from shared.ids import Ids
 from shared.logs import Refusals, get
-from shared.message import BodyMaker, body_for, message_of
+from shared.message import BodyMaker, TemplateMessage, body_for, message_of
 from shared.metrics import WorkerMetrics
 from shared.models import (
     Answer,
@@ -35,6 +35,7 @@ from shared.queue import Queue
 from shared.settings import Settings
 from worker.retry import WAITS, Decision, Waits, decide
 from worker.senders import Sender, Senders
+from worker.suppression import NOBODY, Listed
 from worker.tick import Pulse
 
 NOTED_AHEAD_S: Final = 0.6  # a recipient is noted at most so long before it starts
@@ -98,6 +99,7 @@ class Job(NamedTuple):
     chunk_size: int
     due_ms: int
     make: BodyMaker
+    is_marketing: bool
 
 
 class Jobs:
@@ -116,8 +118,17 @@ class Jobs:
         found = await self._queue.message(job_id)
         if found is None:
             return None
-        make = body_for(message_of(found.message))
-        job = Job(found.sender, found.on_unknown == "resend", found.chunk_size, found.due_ms, make)
+        message = message_of(found.message)
+        # Of a template whose category nobody has said it is taken for granted.
+        is_marketing = isinstance(message, TemplateMessage)
+        job = Job(
+            found.sender,
+            found.on_unknown == "resend",
+            found.chunk_size,
+            found.due_ms,
+            body_for(message),
+            is_marketing,
+        )
         self._known[job_id] = job
         while len(self._known) > _MESSAGES_MAX:
             self._known.popitem(last=False)
@@ -159,6 +170,7 @@ class Tools(NamedTuple):
     opaque_key: bytes
     on_scope: Scopes
     waits: Waits = WAITS
+    listed: Listed = NOBODY
 
 
 class Executor:
@@ -230,6 +242,9 @@ class Executor:
         for fact in planned.facts:
             self._note(fact, Detail(fact.index, go.chunk.phones[fact.index], t.clock.now_ms()))
         sender = self._sender = t.senders.get(job.sender)
+        if sender is None:
+            # Not read yet: back for a second, or it would go round at the speed of Redis.
+            self._facts += [Fact(x.index, State.PENDING, 0, due_s=1) for x in self._todo]
         if sender is None or go.job_state not in ("running", "queued"):
             self._is_stopping = True
         # A lane that breaks ends the whole claim: it is delivered again, and counts as a delivery.
@@ -339,7 +354,7 @@ class Executor:
 
     async def _lane(self, job: Job, sender: Sender) -> None:
         """Send what is noted, one after another, each at its time."""
-        clock, claim = self._t.clock, self._claim
+        clock = self._t.clock
         gap_s = self._go.gap_us / 1_000_000
         while True:
             while not self._noted:
@@ -363,18 +378,24 @@ class Executor:
             if self._is_stopping or is_late or not self._may_go_on():
                 self._is_stopping = True
                 self._note(Fact(todo.index, State.PENDING, todo.attempt), None)
+            elif self._t.listed.stops(self._phone(todo), is_marketing=job.is_marketing):
+                self._skip(todo)
             else:
                 await self._send(job, sender, todo)
             self._air -= 1
-            air = self._t.pulse.in_the_air.get(claim.entry)
-            if air is not None:
-                air.pop(todo.index, None)
             if len(self._noted) < self._ahead or self._is_stopping:
                 self._wake.set()
 
+    def _phone(self, todo: Todo) -> int:
+        return self._go.chunk.phones[todo.index]
+
+    def _skip(self, todo: Todo) -> None:
+        """Pass over somebody who is on the suppression list by now; no attempt is used."""
+        detail = Detail(todo.index, self._phone(todo), self._t.clock.now_ms())
+        self._note(Fact(todo.index, State.SKIPPED, todo.attempt - 1, Reason.SUPPRESSED), detail)
+
     async def _send(self, job: Job, sender: Sender, todo: Todo) -> None:
-        t, chunk = self._t, self._go.chunk
-        phone = chunk.phones[todo.index]
+        t, chunk, phone = self._t, self._go.chunk, self._phone(todo)
         values = chunk.values[todo.index] if chunk.values else None
         position = self._claim.chunk * job.chunk_size + todo.index
         opaque = opaque_of(t.opaque_key, self._claim.job, position, todo.attempt)

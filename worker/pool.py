@@ -66,7 +66,11 @@ class Pool:
         block_ms = t.settings.worker_block_ms
         while not stop.is_set():
             self.last_read_s = t.clock.monotonic()
-            if self._free[shard] == 0 or t.pulse.unreachable_until_s > t.clock.monotonic():
+            if not t.listed.is_fresh(self.last_read_s):
+                # Nobody knows well enough by now who may not be written to.
+                await self._room(shard)
+                continue
+            if self._free[shard] == 0 or not t.pulse.may_claim(shard):
                 await self._room(shard)
                 continue
             try:

@@ -11,7 +11,7 @@ from shared.clock import Clock
 from shared.errors import QueueError
 from shared.logs import get
 from shared.metrics import WorkerMetrics
-from shared.models import Claim, Fact, State, Ticked
+from shared.models import FACT_BYTES, Claim, Fact, State, Ticked
 from shared.queue import Queue
 from shared.settings import Settings
 
@@ -82,6 +82,11 @@ class Pulse:
             and self._clock.monotonic() < self._good_until_s[shard]
         )
 
+    def may_claim(self, shard: int) -> bool:
+        """Tell whether a claim could be begun now: without a lease it would only go back."""
+        now_s = self._clock.monotonic()
+        return now_s < self._good_until_s[shard] and now_s >= self.unreachable_until_s
+
     def park_endpoint(self, hold_s: float, hold_max_s: float) -> None:
         """Read no claims for a while, since Graph cannot be reached; longer while it stays so."""
         now_s = self._clock.monotonic()
@@ -111,9 +116,16 @@ class Pulse:
         self.in_the_air.pop(claim.entry, None)
 
     def remember(self, claim: Claim, facts: bytes, record: bytes) -> None:
-        """Keep reported facts for 10 s, to be told again to another server."""
+        """Keep facts for 10 s, to be told again to another server.
+
+        Until this moment an answered request counts as in the air: between the two nobody would
+        tell of it.
+        """
         now = self._clock.monotonic()
         self._recent.append(Told(now, claim, facts, record))
+        air = self.in_the_air.get(claim.entry, {})
+        for at in range(0, len(facts), FACT_BYTES):
+            air.pop(int.from_bytes(facts[at : at + 2], "big"), None)
         while self._recent and self._recent[0].at_s < now - REPLAY_S:
             self._recent.popleft()
 
