@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from random import SystemRandom
 from typing import Final
 
-from tests.faults.enumerate import PLANS, kept_plans, plan_of, text_of
+from tests.faults.enumerate import PLANS, kept_plans
 from tests.faults.lane import Done, Piece, close_servers, one, open_servers, work
 from tests.faults.scenarios import SCENARIOS
 
@@ -29,6 +29,8 @@ def pieces(asked: argparse.Namespace, seed: int) -> Iterator[Piece]:
     for name in names:
         for part in range(SHARE):
             yield Piece("G1 single faults", name, part, SHARE, every=asked.every)
+    if "three" in names:
+        yield Piece("G3 every await", "three")
     each = -(-asked.doubles // len(names))
     for i, name in enumerate(names if each else []):
         yield Piece("G2 double faults", name, pairs=each, seed=seed + i)
@@ -53,7 +55,7 @@ def table(done: list[Done]) -> str:
 
 def keep(failed: list[str]) -> None:
     """Append what failed and is not known yet to the plans that are run first."""
-    known = {f"{scenario}:{text_of(plan)}" for scenario, plan in kept_plans()}
+    known = set(kept_plans())
     with PLANS.open("a", encoding="utf-8") as file:
         for text in dict.fromkeys(failed):
             if text not in known:
@@ -73,7 +75,7 @@ def main() -> int:
     seed = SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
     if asked.plan:
         open_servers()
-        run = one(*plan_of(asked.plan))
+        run = one(asked.plan)
         close_servers()
         print(run)  # noqa: T201 - what was asked for
         return int(bool(run.violations))

@@ -49,7 +49,7 @@ def text_of(plan: Plan) -> str:
 def plan_of(text: str) -> tuple[str, Plan]:
     """Return scenario and plan of `send:17:die_after,31:err_before`."""
     scenario, _, rest = text.strip().partition(":")
-    known = {kind for kinds in KINDS.values() for kind in kinds}
+    known = {"await", *(kind for kinds in KINDS.values() for kind in kinds)}
     plan: Plan = {}
     for part in rest.split(",") if rest else []:
         k, _, kind = part.partition(":")
@@ -58,10 +58,10 @@ def plan_of(text: str) -> tuple[str, Plan]:
     return scenario, plan
 
 
-def kept_plans() -> list[tuple[str, Plan]]:
-    """Return every plan that ever failed."""
+def kept_plans() -> list[str]:
+    """Return every plan that ever failed, as it is written."""
     lines = PLANS.read_text().splitlines() if PLANS.exists() else []
-    return [plan_of(line.split("#")[0]) for line in lines if line.split("#")[0].strip()]
+    return [line.split(" #")[0].strip() for line in lines if line.strip() and line[0] != "#"]
 
 
 class Enumeration:
@@ -114,6 +114,24 @@ class Enumeration:
         violations = self._do(self.stage.verdict())
         return Run(scenario, plan, self.world.trace, self.world.fired, [*trouble, *violations])
 
+    def plan(self, text: str) -> tuple[str, Plan]:
+        """Return a plan that may also name effects: `send:report#2:stall` is at the second report.
+
+        A kept plan names what it means: numbers move with every effect that comes or goes.
+        """
+        scenario, _, rest = text.partition(":")
+        trace: list[str] = []
+        parts = []
+        for part in rest.split(",") if rest else []:
+            k, _, kind = part.partition(":")
+            name, _, turn = k.partition("#")
+            if not k.isdigit():
+                trace = trace or [effect.name for effect in self.run(scenario).trace]
+                at = [i for i, effect in enumerate(trace, 1) if effect == name]
+                k = str(at[int(turn or 1) - 1])
+            parts.append(f"{k}:{kind}")
+        return plan_of(f"{scenario}:{','.join(parts)}")
+
     async def _act(self, scenario: str) -> list[Violation]:
         self._loop.main = asyncio.current_task()
         trouble = []
@@ -138,6 +156,17 @@ def singles(trace: list[Effect], only: Collection[str] = ()) -> Iterator[Plan]:
         for kind in KINDS[effect.door]:
             if not only or kind in only:
                 yield {k: kind}
+
+
+def awaits(enumeration: Enumeration, scenario: str) -> Iterator[Run]:
+    """Let everything die at each suspension in turn, until none is left."""
+    n = 0
+    while True:
+        n += 1
+        run = enumeration.run(scenario, {n: "await"})
+        if not run.fired:
+            return
+        yield run
 
 
 def doubles(enumeration: Enumeration, scenario: str, count: int, chance: Random) -> Iterator[Run]:

@@ -17,8 +17,8 @@ from shared.embedded.postgres import Postgres
 from shared.embedded.valkey import Valkey
 from tests.faults.enumerate import (
     Enumeration,
-    Plan,
     Run,
+    awaits,
     doubles,
     kept_plans,
     singles,
@@ -93,8 +93,10 @@ def work(piece: Piece) -> Done:
 
 def _runs(made: Enumeration, piece: Piece) -> Iterator[Run]:
     if not piece.scenario:
-        for scenario, plan in kept_plans():
-            yield made.run(scenario, plan)
+        for text in kept_plans():
+            yield made.run(*made.plan(text))
+    elif piece.goal.startswith("G3"):
+        yield from awaits(made, piece.scenario)
     elif piece.pairs:
         chance = Random(piece.seed)  # noqa: S311 - repeatable
         yield from doubles(made, piece.scenario, piece.pairs, chance)
@@ -106,9 +108,9 @@ def _runs(made: Enumeration, piece: Piece) -> Iterator[Run]:
             yield made.run(piece.scenario, plan)
 
 
-def one(scenario: str, plan: Plan) -> Run:
+def one(text: str) -> Run:
     """Run one plan in this process."""
-    return _made[0].run(scenario, plan)
+    return _made[0].run(*_made[0].plan(text))
 
 
 def close_servers() -> None:

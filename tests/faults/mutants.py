@@ -149,13 +149,3 @@ def in_force(mutant: Mutant, enumeration: Enumeration) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         mutant.change(enumeration, patch)
         yield
-
-
-def plan_at(enumeration: Enumeration, text: str) -> str:
-    """Return `send:17:die_before` for `send:record:die_before`, by the program as it should be."""
-    scenario, _, fault = text.partition(":")
-    name, _, kind = fault.partition(":")
-    if not kind:
-        return text
-    trace = enumeration.run(scenario).trace
-    return f"{scenario}:{1 + [effect.name for effect in trace].index(name)}:{kind}"

@@ -42,13 +42,24 @@ async def send(stage: Stage) -> None:
 async def two_workers(stage: Stage) -> None:
     """Two workers with a claim each, at the same time."""
     stage.tune(worker_slots=1)
-    await stage.submit(6)
+    await two_workers_with(stage, 6)
+
+
+async def two_workers_with(stage: Stage, count: int) -> None:
+    """Let two workers take what a job of `count` has, at the same time."""
+    await stage.submit(count)
     workers = [await stage.start_worker(), await stage.start_worker()]
     for worker in workers:
         await stage.step(worker.life, worker.tick())
     live = [worker for worker in workers if worker in stage.live()]
     await asyncio.gather(*(stage.step(worker.life, worker.take()) for worker in live))
     await stage.drain()
+
+
+async def three(stage: Stage) -> None:
+    """Three recipients and two workers: the story that dies at every await."""
+    stage.tune(bulk_batch_size=2, worker_slots=1)
+    await two_workers_with(stage, 3)
 
 
 async def retry(stage: Stage) -> None:
@@ -267,8 +278,8 @@ async def lost_job(stage: Stage) -> None:
 SCENARIOS: Final[dict[str, Scenario]] = {
     story.__name__: story
     for story in (
-        submit, send, two_workers, retry, moved, throttle, unreachable, no_answer, token, pause,
-        cancel, deadline, scheduled, archive, marks, reap, outage,
-        resend, shutdown, wipe, lost_job,
+        submit, send, two_workers, three, retry, moved, throttle, unreachable, no_answer, token,
+        pause, cancel, deadline, scheduled, archive, marks, reap, outage, resend, shutdown, wipe,
+        lost_job,
     )
 }  # fmt: skip

@@ -322,7 +322,7 @@ class Stage:
         self.ids = Ids(1)
         self.run = RUN
         self.tuned = self.settings
-        submit._STEP_CHUNKS = _STEPS  # type: ignore[misc]
+        _DRAFT._STEP_CHUNKS = _STEPS
         self.workers: list[Worker] = []
         self.zombies: list[Life] = []
         self.lives: list[Life] = []
@@ -341,6 +341,7 @@ class Stage:
         count = 1 + sum(life.name.startswith(kind) for life in self.lives)
         life = Life(f"{kind}{count}", is_request=is_request)
         self.lives.append(life)
+        self.world.lives.append(life)
         return life
 
     async def step(self, life: Life, act: Coroutine[Any, Any, Any]) -> Any:
@@ -449,7 +450,7 @@ class Stage:
 
     def limit_steps(self) -> None:
         """Let jobs be released two chunks at a time, as a slow sender's are."""
-        submit._STEP_CHUNKS = (2, 2)  # type: ignore[misc]
+        _DRAFT._STEP_CHUNKS = (2, 2)
 
     async def set_right(self) -> None:
         """Be the operator who puts every stopped sender right."""
@@ -468,7 +469,7 @@ class Stage:
                 "SELECT count(*) FROM campaign_logs WHERE job_id = $1", accepted.job
             )
             # A worker that stood still may raise the mark by a step until the job is restored.
-            step = submit._STEP_CHUNKS[0] * self.tuned.bulk_batch_size if self.zombies else 0
+            step = _DRAFT._STEP_CHUNKS[0] * self.tuned.bulk_batch_size if self.zombies else 0
             self.unknown_max += max(0, min(reserved + step, len(accepted.phones)) - logged)
         await self.redis.flushdb()
 
@@ -755,7 +756,13 @@ class Stage:
         return found
 
 
-_STEPS: Final = submit._STEP_CHUNKS
+# Wherever the API decides how far ahead of its mark a job may be released.
+_DRAFT: Final[Any] = next(
+    module
+    for name, module in list(sys.modules.items())
+    if name.startswith("api.") and hasattr(module, "_STEP_CHUNKS")
+)
+_STEPS: Final = _DRAFT._STEP_CHUNKS
 LENGTHS: Final = PossibleLengths()
 
 

@@ -18,7 +18,8 @@ def test_enumerate_plans_that_failed_once(
 ) -> None:
     """With `--plan` that one alone, and what it did is printed."""
     text = request.config.getoption("--plan", default="")
-    for scenario, plan in [plan_of(text)] if text else kept_plans():
+    for kept in [text] if text else kept_plans():
+        scenario, plan = enumeration.plan(kept)
         if scenario in KNOWN and not text:
             continue
         run = enumeration.run(scenario, plan)

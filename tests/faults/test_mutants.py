@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.enumerate import Enumeration, plan_of
-from tests.faults.mutants import MUTANTS, Mutant, in_force, plan_at
+from tests.faults.enumerate import Enumeration
+from tests.faults.mutants import MUTANTS, Mutant, in_force
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.number}")
 def test_a_mutant_is_caught(enumeration: Enumeration, mutant: Mutant) -> None:
-    plans = [plan_at(enumeration, text) for text in mutant.plans]
+    # Named effects are found in the program as it should be.
+    plans = [enumeration.plan(text) for text in mutant.plans]
     with in_force(mutant, enumeration):
-        runs = [enumeration.run(*plan_of(plan)) for plan in plans]
+        runs = [enumeration.run(scenario, plan) for scenario, plan in plans]
     if mutant.number == 12:
         enumeration.execute(
             "DELETE FROM bulk_jobs; CREATE UNIQUE INDEX bulk_jobs_idempotency ON bulk_jobs"

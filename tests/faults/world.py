@@ -40,7 +40,9 @@ Kind = Literal[
     "stall_after",
     "frozen",
     "frozen_after",
+    "await",
 ]
+# `await` counts suspensions of the whole program instead of effects: at that one everything dies.
 # What can happen to an effect of each door; `lost`: not done, and nobody knows. A frozen process
 # (`stall`) wakes when another has taken over; `frozen` sleeps until all is done.
 KINDS: Final[dict[str, tuple[Kind, ...]]] = {
@@ -150,6 +152,7 @@ class Loop(asyncio.SelectorEventLoop):
         self.jumps = 0
         self.is_stuck = False
         self.main: asyncio.Task[Any] | None = None
+        self.on_suspend: Callable[[], None] | None = None
         super().__init__(selector)
 
     def time(self) -> float:
@@ -230,11 +233,35 @@ def _nothing() -> None:
 LIFE: Final[ContextVar[Life | None]] = ContextVar("life", default=None)
 
 
+class Steps(Coroutine[Any, Any, Any]):
+    """A coroutine that says when it is suspended."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], suspended: Callable[[], None]) -> None:
+        self._coro = coro
+        self._suspended = suspended
+
+    def send(self, value: Any) -> Any:
+        waits_for = self._coro.send(value)
+        self._suspended()
+        return waits_for
+
+    def throw(self, *error: Any) -> Any:
+        return self._coro.throw(*error)
+
+    def close(self) -> None:
+        self._coro.close()
+
+    def __await__(self) -> Any:
+        return self._coro.__await__()
+
+
 def task_factory(loop: Any, coro: Any, **more: Any) -> asyncio.Task[Any]:
     """Make a task that its process's life knows of."""
-    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **more)
     context = more.get("context")
     life = context.get(LIFE) if context is not None else LIFE.get()
+    if life is not None and loop.on_suspend is not None:
+        coro = Steps(coro, loop.on_suspend)
+    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **more)
     if life is not None:
         life.tasks.add(task)
         task.add_done_callback(life.forget)
@@ -270,16 +297,30 @@ class World:
         self.fired: list[str] = []
         self.asides: set[asyncio.Task[Any]] = set()
         self.is_open = False
-        self.kill_at = 0
-        self.awaits = 0
+        self.awaits = self.awaits_max = 0
+        self.lives: list[Life] = []
         # Of processes that were frozen: I14.
         self.watch: Watch | None = None
 
     def begin(self, plan: dict[int, Kind]) -> None:
         """Begin a run: what happens from now on is counted."""
-        self.plan, self.trace, self.fired = plan, [], []
+        self.trace, self.fired, self.lives, self.awaits = [], [], [], 0
+        self.plan = {k: kind for k, kind in plan.items() if kind != "await"}
+        self.awaits_max = max((k for k, kind in plan.items() if kind == "await"), default=0)
+        # Counted only where it matters: it costs a call a step.
+        self.loop.on_suspend = self._suspended if self.awaits_max else None
         self.is_open = True
         self.loop.jumps, self.loop.is_stuck = 0, False
+
+    def _suspended(self) -> None:
+        if self.loop.under_way or not self.is_open:
+            return  # a server is asked: how often its answer wakes us is not ours
+        self.awaits += 1
+        if self.awaits == self.awaits_max:
+            self.fired.append(f"{self.awaits}:await")
+            for life in self.lives:
+                life.is_dead = True
+                life.end(Gone)
 
     async def call(
         self,
@@ -401,6 +442,8 @@ class World:
         life.is_dead = True
         if life.thawed is not None:
             life.thawed.set()
+        while self.loop.under_way:  # noqa: ASYNC110 - what has left arrives first
+            await asyncio.sleep(0)
         while tasks := [task for task in life.tasks if not task.done()]:
             for task in tasks:
                 task.cancel()
