@@ -10,10 +10,11 @@ RUN := $(PYTHON) deploy/bootstrap.py run
 DEV := $(PYTHON) deploy/bootstrap.py dev
 JOBS ?= 2
 ARGS ?=
+REAL ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-fast test-all test-browser lint types contracts shape check bench \
-  faults deploy-check migrate lock clean format
+  faults torture deploy-check migrate lock clean format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' Makefile
@@ -73,9 +74,15 @@ bench: ## the README's numbers
 	@$(DEV)
 	DRUMBEAT_TESTS=all $(BIN)/pytest tests/bench -s -p no:randomly $(ARGS)
 
-faults: ## a fault at every effect of every story, and two at once: a table, red on any violation
+faults: ## faults at every effect, then kills, freezes and cut wires on real stacks: two tables
 	@$(DEV)
 	$(BIN)/python -m tests.faults --jobs $(JOBS) $(ARGS)
+	$(BIN)/python -m tests.faults.real $(REAL)
+
+torture: ## the same at the sizes of the night; REAL="--only G4 --seed 7" is some of the second
+	@$(DEV)
+	$(BIN)/python -m tests.faults --jobs $(JOBS) --every 1 --doubles 7000 $(ARGS)
+	$(BIN)/python -m tests.faults.real --night $(REAL)
 
 deploy-check: ## compose files, Prometheus rules, dashboards; no Docker needed
 	@$(DEV)

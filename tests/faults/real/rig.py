@@ -174,7 +174,9 @@ class Rig:
             await self._put_between()
         if through == "all":
             self._redis_url = self._past(self.valkey.url, "redis")
-        settings = settings_module.load({**environ, "REDIS_URL": self._redis_url}, None)
+        # What we read at the end is larger than anything of the product's.
+        ours = {"REDIS_URL": self._redis_url, "DATABASE_TIMEOUT_S": "60"}
+        settings = settings_module.load({**environ, **ours}, None)
         await apply(settings)
         self.queue = await Queue.open(settings)
         self.pool = await open_postgres(settings)
