@@ -29,6 +29,7 @@ from worker.publisher import Publisher
 from worker.retry import WAITS, Waits
 from worker.scopes import Scopes
 from worker.senders import Senders
+from worker.suppression import Listed, Suppressions
 from worker.tick import Pulse
 
 _OFF_TTL_MS: Final = 10_000
@@ -81,6 +82,9 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
                 on_answer=pulse.reached,
             )
         )
+        listed = Listed(sealing.derive("suppression"))
+        suppressions = Suppressions(archive, listed, clock)
+        await suppressions.refresh()
         scopes = Scopes(queue, archive, senders, pulse, clock, waits)
         refusals = logs.Refusals(logs.get("worker"), clock)
         tools = Tools(
@@ -97,6 +101,7 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
             sealing.derive("opaque"),
             scopes.act,
             waits,
+            listed,
         )
         slots = Pool(tools, settings.worker_slots)
         live, ready = checks(queue, archive, slots, pulse, clock)
@@ -126,7 +131,7 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         writer = LogWriter(queue, archive, settings, clock, metrics, worker)
         publisher = Publisher(queue, archive, settings, clock, ids, senders)
         pulse.bring_back = publisher.bring_back
-        sides = [writer.run, publisher.run, senders.run]
+        sides = [writer.run, publisher.run, senders.run, suppressions.run]
         await _together(stop, tools, slots, pulse, archive, sides)
 
 

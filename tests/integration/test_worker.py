@@ -16,12 +16,13 @@ from shared.archive import Archive, NewJob, SenderRow, pack_blob
 from shared.clock import Clock
 from shared.embedded.children import is_open
 from shared.ids import Ids
-from shared.models import Chunk, JobSpec, JobStatus, State, state_of
+from shared.models import Chunk, JobSpec, JobStatus, Reason, State, state_of
+from shared.office import Act, Office
 from shared.queue import Queue
 from shared.sealing import Sealing
 from shared.settings import Settings
 from tests.conftest import Processes, replaced
-from worker import app
+from worker import app, suppression
 
 IDS = Ids()
 MESSAGE = b'{"kind":"text","text":{"body":"hello","preview_url":false}}'
@@ -201,6 +202,43 @@ async def test_a_cancel_settles_every_recipient(bench: Bench, eventually: Eventu
     tally = (await bench.status(job)).tally
     assert tally.sent + tally.cancelled == 300
     assert sum(bench.accepted().values()) == tally.sent
+    await bench.check(job, eventually)
+
+
+async def test_who_is_put_on_the_list_while_a_job_runs_is_skipped_without_a_request(
+    bench: Bench, eventually: Eventually
+) -> None:
+    phones = numbers(200, 393331000000)
+    job = await bench.submit(phones, sender="snd_slow")
+    office, act = Office(bench.archive._pool), Act("cli", "suppression.add", "sup_a")
+    # Position 199 starts after 3.7 s; an entry counts from 2 s after its commit on.
+    await office.suppress(act, phones[199], "all", "", "api")
+    await office.suppress(act._replace(object="sup_b"), phones[198], "marketing", "", "api")
+    await office.suppress(act._replace(object="sup_c"), phones[197], "all", "", "api")
+    await office.lift(act, "sup_c")
+    await eventually(lambda: bench.is_over(job), within_s=20)
+    status = await bench.status(job)
+    assert (status.tally.sent, status.tally.skipped) == (199, 1)
+    assert status.reasons == {int(Reason.SUPPRESSED): 1}
+    assert f"+{phones[199]}" not in bench.requests()
+    await bench.check(job, eventually)
+    assert (await bench.archive.logged(job))[199] == (State.SKIPPED, 0)
+
+
+async def test_on_a_list_that_nobody_could_read_for_long_no_claim_begins(
+    bench: Bench, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(suppression, "OLD_S", -1.0)
+        job = await bench.submit(numbers(100, 393331000000))
+
+        async def is_released() -> bool:
+            return (await bench.queue.stats(0, [])).ready > 0
+
+        await eventually(is_released)
+        assert not bench.requests()
+        assert (await bench.status(job)).tally.in_flight == 0
+    await eventually(lambda: bench.is_over(job), within_s=20)
     await bench.check(job, eventually)
 
 
