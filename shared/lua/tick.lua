@@ -22,12 +22,24 @@ if not g[1] then return {'wiped', int(now), run, '0', '0', '0', {}, {}, '0'} end
 if ARGV[6] ~= '' then call('HSET', P .. 'told', worker, ARGV[6]) end
 local hold_until = num(g[5])
 if hold_until > now + lease then hold_until = now + lease; call('HSET', G, 'hold_until', int(hold_until)) end
-if hold_until > now and g[7] ~= '1' then
-  local all = true
-  for _, w in ipairs(call('ZRANGEBYSCORE', P .. 'workers', int(num(g[6]) - lease), '+inf', 'LIMIT', 0, 1000)) do
-    if call('HGET', P .. 'told', w) ~= run then all = false end
+if hold_until > now then
+  local all, late = true, false
+  local held_by = call('ZRANGEBYSCORE', P .. 'workers', int(num(g[6]) - lease), '+inf', 'WITHSCORES', 'LIMIT', 0, 1000)
+  for i = 1, #held_by, 2 do
+    if call('HGET', P .. 'told', held_by[i]) ~= run then
+      all = false
+      -- A sign since the hold began: he lives and is at it, restoring a job perhaps.
+      late = late or num(held_by[i + 1]) >= math.max(now - lease, num(g[6]))
+    end
   end
-  if all then hold_until = 0; call('HSET', G, 'hold_until', '0') end
+  if all and g[7] ~= '1' then
+    hold_until = 0
+    call('HSET', G, 'hold_until', '0')
+  elseif late and now < num(g[6]) + 5 * lease then
+    -- One lease is for the dead. Who lives is waited for, five leases at most.
+    hold_until = now + lease
+    call('HSET', G, 'hold_until', int(hold_until), 'calm_until', int(math.max(num(g[4]), hold_until + lease)))
+  end
 end
 local held = math.max(0, hold_until - now)
 local reaped, requeued = {}, 0

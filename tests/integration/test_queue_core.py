@@ -29,7 +29,7 @@ from shared.models import (
 )
 from shared.queue import Queue
 from shared.settings import Settings
-from tests.conftest import IS_FAKE
+from tests.conftest import IS_FAKE, replaced
 
 Eventually = Callable[..., Awaitable[Any]]
 
@@ -361,3 +361,31 @@ async def test_a_burst_longer_than_half_a_second_starts_at_once(queue: Queue) ->
     claim, go = begun[0]
     assert go.now_ms - go.start_ms > 500
     assert claim.size == 12
+
+
+async def test_the_hold_waits_for_a_worker_that_lives_and_ends_for_one_that_does_not(
+    queue: Queue, eventually: Callable[..., Awaitable[Any]]
+) -> None:
+    """After a fail-over a worker may need more than a lease: it restores jobs, then tells."""
+    queue.settings = replaced(queue.settings, worker_lease_ms=300)
+
+    async def tick(worker: str, told: str = "r1") -> int:
+        return (await queue.tick(0, worker, slots=1, told=told)).held_ms
+
+    await queue.hold(0, "r1")
+    for worker in ("w1", "w2"):
+        await tick(worker)
+    await queue.hold(0, "r2")
+    clock = Clock()
+    end = clock.monotonic() + 0.6
+    while clock.monotonic() < end:  # two leases: w1 has told at once, w2 is still at it
+        assert await tick("w1", "r2") > 0
+        assert await tick("w2") > 0
+    await eventually(lambda: _is_free(tick("w1", "r2")), within_s=2)  # w2 gives no sign any more
+    await queue.hold(0, "r3")
+    assert await tick("w1", "r2") > 0
+    assert await tick("w1", "r3") == 0
+
+
+async def _is_free(held_ms: Awaitable[int]) -> bool:
+    return await held_ms == 0

@@ -104,7 +104,7 @@ def intents_of(*indices: int) -> bytes:
 
 @case("begin", r".*:sender:s1 bucket_ms")  # its header: a late claim may be charged twice
 async def begin_late(queue: Queue, raw: Any) -> Call:
-    await add_sender(queue, rate=100)
+    await add_sender(queue, rate=400)
     await submit(queue, 100)
     await make_late(queue, raw)
     claims = await queue.claim(0, "w1", 1, 50)
