@@ -11,13 +11,13 @@ from msgspec import UNSET, Meta, UnsetType
 from api import auth, wire
 from api.audit import note, note_done
 from api.auth import Principal, principal
+from api.draft import WEIGHTS
 from api.guard import SMALL_BODY, body_of
 from api.idempotency import key_of
 from api.jobs import statuses_of
 from api.owned import answer, id_of, visible
 from api.resources import Resources, resources
 from api.router import Route, query_of
-from api.submit import WEIGHTS
 from api.times import moment_of, zone_of
 from api.views import job_of
 from api.wire import refuse

@@ -10,8 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
+from api.roster import People
 from shared.errors import Fault
 from shared.message import Message, Slot, fill, placeholders, slots, text_fault
 from shared.phone import PossibleLengths, e164, is_valid, normalise, why_not
@@ -21,11 +20,13 @@ PROBLEMS_MAX: Final = 100
 VARS_MAX: Final = 20
 VALUE_MAX: Final = 1024
 REF_MAX: Final = 64
+# What a file may hold in place of a row.
+BLANK: Final = object()
+UNREADABLE: Final = object()
 _FIELDS: Final = frozenset({"to", "vars", "ref"})
 _VAR: Final = re.compile(r"\A[a-z0-9_]{1,32}\Z")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _ANY_CONTROL: Final = re.compile(r"[\x00-\x1f]")
-_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def has_vars(rows: Sequence[object]) -> bool:
@@ -33,7 +34,7 @@ def has_vars(rows: Sequence[object]) -> bool:
     return any(isinstance(row, dict) and bool(row.get("vars")) for row in rows)
 
 
-class Taken:
+class Taken(People):
     """What has been taken so far.
 
     Args:
@@ -42,12 +43,10 @@ class Taken:
         validation: `e164`, `possible` or `valid`.
         region: numbers written otherwise are read as dialled there; None: strict E.164 only.
         is_filled: placeholders are filled (`has_vars`).
+        at: JSON pointer of the rows.
 
     Attributes:
-        vars: names of the values, in the order of each row of `values`.
-        phones: accepted numbers without `+`; the index is the position.
-        values: a list a recipient; empty when there is nothing to fill.
-        refs: the caller's own names; None where there is none.
+        rows: number of each accepted row.
         faults: the first hundred, in the order of the rows.
     """
 
@@ -59,24 +58,30 @@ class Taken:
         region: str | None = None,
         *,
         is_filled: bool = False,
+        at: str = "/recipients",
     ) -> None:
         """Begin with nothing."""
-        self.vars = placeholders(message) if is_filled else []
-        self.phones: list[int] = []
-        self.values: list[list[str]] = []
-        self.refs: list[str | None] = []
+        super().__init__(placeholders(message) if is_filled else [])
+        self.rows: list[int] = []
         self.faults: list[Fault] = []
         self.submitted = self.duplicates = self.invalid = self.changed = self.suspect = 0
         self._slots = [slot for slot in slots(message) if self.vars]
         self._lengths = lengths
         self._validation = validation
         self._region = region
+        self._at = at
         self._seen: set[int] = set()
 
     def take(self, rows: Sequence[object], first: int) -> None:
         """Look at rows `first`, `first + 1` …; at most `SLICE` of them a call."""
         self.submitted += len(rows)
         for row, given in enumerate(rows, start=first):
+            if given is BLANK:
+                self.submitted -= 1
+                continue
+            if given is UNREADABLE:
+                self._wrong(row, "bad_format", "the line cannot be read")
+                continue
             text: object = given
             fields: dict[str, object] | None = None
             if isinstance(given, dict):
@@ -109,6 +114,7 @@ class Taken:
                 continue
             self._seen.add(phone)
             self.phones.append(phone)
+            self.rows.append(row)
             self.changed += is_changed
             self.suspect += not is_possible
             if self.vars:
@@ -119,7 +125,7 @@ class Taken:
     def _wrong(self, row: int, code: str, detail: str, place: str = "") -> None:
         self.invalid += 1
         if len(self.faults) < PROBLEMS_MAX:
-            self.faults.append(Fault(f"/recipients/{row}{place}", code, detail, row))
+            self.faults.append(Fault(f"{self._at}/{row}{place}", code, detail, row))
 
     def _read(self, text: str, row: int) -> int:
         if _CONTROL.search(text):
@@ -202,28 +208,3 @@ class Taken:
         if found is not None and found[0] == "validation_failed":
             return "missing_variable", "the filled text is empty"
         return found
-
-    def chunks(self, size: int) -> list[bytes]:
-        """Return the recipients as encoded `Chunk`s of `size`, for Redis."""
-        return [
-            _encode((self.phones[at : at + size], self.values[at : at + size] or None))
-            for at in range(0, len(self.phones), size)
-        ]
-
-    def kept(self, size: int, chunks: list[bytes]) -> list[bytes]:
-        """Return what the job's row keeps: `chunks`, with the refs behind when there are any.
-
-        A decoder of `Chunk` ignores what follows its two fields.
-        """
-        if not any(self.refs):
-            return chunks
-        return [
-            _encode(
-                (
-                    self.phones[at : at + size],
-                    self.values[at : at + size] or None,
-                    self.refs[at : at + size],
-                )
-            )
-            for at in range(0, len(self.phones), size)
-        ]

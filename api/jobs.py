@@ -12,12 +12,12 @@ from api import wire
 from api.audit import note, note_done
 from api.auth import Principal, principal
 from api.cursors import cursor_of, number_of
+from api.draft import REDIS_S
 from api.guard import SMALL_BODY, body_of
 from api.idempotency import key_of
 from api.owned import answer, id_of, limit_of, note_foreign, visible
 from api.resources import Resources, resources
 from api.router import query_of
-from api.submit import REDIS_S
 from api.times import moment_of
 from api.views import error_row, job_of, timeline_of
 from api.wire import refuse

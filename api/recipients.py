@@ -93,32 +93,40 @@ def recipient_of(row: ResultRow, person: Person) -> Recipient:
     )
 
 
-def filter_of(query: dict[str, str]) -> RecipientFilter:
-    """Return what a query narrows a table by, `q` excepted.
+def filter_of(query: dict[str, str], at: str = "") -> RecipientFilter:
+    """Return what a query, or the object at a JSON pointer, narrows a table by; `q` excepted.
 
     Raises:
         InvalidError: `bad_filter`.
     """
-    receipts = _words(query, "receipt", RECEIPTS)
+    receipts = _words(query, "receipt", RECEIPTS, at)
     codes = query["code"].split(",") if "code" in query else None
     if codes is not None and (len(codes) > _CODES_MAX or not all(map(_CODE.match, codes))):
-        refuse("", f"code takes a comma list of at most {_CODES_MAX} numbers", "bad_filter")
+        refuse(
+            at and f"{at}/code",
+            f"code takes a comma list of at most {_CODES_MAX} numbers",
+            "bad_filter",
+        )
     text = query.get("q", "")
     if len(text) > _Q_MAX or "\0" in text:
         refuse("", f"q is at most {_Q_MAX} characters", "bad_filter")
     return RecipientFilter(
-        outcomes=_words(query, "outcome", OUTCOMES),
+        outcomes=_words(query, "outcome", OUTCOMES, at),
         receipts=None if receipts is None else [RECEIPTS.index(word) for word in receipts],
         codes=None if codes is None else [int(code) for code in codes],
     )
 
 
-def _words(query: dict[str, str], name: str, offered: tuple[str, ...]) -> list[str] | None:
+def _words(query: dict[str, str], name: str, offered: tuple[str, ...], at: str) -> list[str] | None:
     if name not in query:
         return None
     words = query[name].split(",")
     if len(words) > len(offered) or not set(words) <= set(offered):
-        refuse("", f"{name} takes a comma list of {', '.join(offered)}", "bad_filter")
+        refuse(
+            at and f"{at}/{name}",
+            f"{name} takes a comma list of {', '.join(offered)}",
+            "bad_filter",
+        )
     return words
 
 

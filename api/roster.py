@@ -33,7 +33,55 @@ class Person(NamedTuple):
     origin: int
 
 
+_encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Kept).decode
+
+
+class People:
+    """Recipients of a job to be: the index is the position.
+
+    Attributes:
+        vars: names of the values, in the order of each row of `values`.
+        phones: numbers without `+`.
+        values: a list a recipient; empty when there is nothing to fill.
+        refs: the caller's own names; None where there is none.
+        origins: positions in the parent job; empty when there is none.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        """Begin with nobody."""
+        self.vars = names
+        self.phones: list[int] = []
+        self.values: list[list[str]] = []
+        self.refs: list[str | None] = []
+        self.origins: list[int] = []
+
+    def chunks(self, size: int) -> list[bytes]:
+        """Return the recipients as encoded `Chunk`s of `size`, for Redis."""
+        return [
+            _encode((self.phones[at : at + size], self.values[at : at + size] or None))
+            for at in range(0, len(self.phones), size)
+        ]
+
+    def kept(self, size: int, chunks: list[bytes]) -> list[bytes]:
+        """Return what the job's row keeps: `chunks`, or `Kept`s where there is more to keep.
+
+        A decoder of `Chunk` ignores what follows its two fields.
+        """
+        refs = self.refs if any(self.refs) else []
+        if not refs and not self.origins:
+            return chunks
+        return [
+            _encode(
+                Kept(
+                    self.phones[at : at + size],
+                    self.values[at : at + size] or None,
+                    refs[at : at + size] or None,
+                    self.origins[at : at + size] or None,
+                )
+            )
+            for at in range(0, len(self.phones), size)
+        ]
 
 
 class Roster:

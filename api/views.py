@@ -53,6 +53,7 @@ def job_of(row: JobRow, status: JobStatus | None, now_ms: int) -> wire.Job:
         intake=msgspec.json.decode(row.intake, type=wire.Intake),
         progress=progress,
         links=wire.links_of(row.id),
+        metadata=msgspec.json.decode(row.metadata, type=dict[str, str]),
         sandbox=row.sandbox,
     )
 

@@ -202,6 +202,7 @@ class Job(
     intake: Intake
     progress: Progress
     links: Links
+    metadata: dict[str, str] = {}
     sandbox: bool = False
     errors: list[ErrorRow] | UnsetType = UNSET
     timeline: list[TimelineRow] | UnsetType = UNSET
@@ -321,6 +322,24 @@ class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Annotated[str, Meta(max_length=500)] | None = None
 
 
+class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which columns of an upload are what; `vars` maps a placeholder's name to a column."""
+
+    to: Annotated[str, Meta(max_length=256)] | None = None
+    ref: Annotated[str, Meta(max_length=256)] | None = None
+    vars: dict[str, Annotated[str, Meta(max_length=256)]] | None = None
+
+
+class RecipientsFrom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which recipients of an earlier job are written to again; comma lists as in its table."""
+
+    job: Annotated[str, Meta(max_length=64)]
+    outcome: Annotated[str, Meta(max_length=200)] | None = None
+    receipt: Annotated[str, Meta(max_length=200)] | None = None
+    code: Annotated[str, Meta(max_length=200)] | int | None = None
+    older_than_s: Annotated[int, Meta(ge=0, le=31_536_000)] = 0
+
+
 class SendRequest(
     msgspec.Struct,
     frozen=True,
@@ -335,6 +354,10 @@ class SendRequest(
 
     message: Message
     recipients: list[Any] | UnsetType = UNSET
+    upload_id: Annotated[str, Meta(max_length=64)] | None = None
+    columns: Columns | None = None
+    recipients_from: RecipientsFrom | None = None
+    metadata: dict[str, str] = {}
     user_id: str | None = None
     campaign_id: Annotated[str, Meta(max_length=128)] | None = None
     name: Annotated[str, Meta(max_length=120)] | None = None

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from api import changes, exports, recipients
+from api import changes, exports, recipients, retry
 
-ROUTES: Final = (*recipients.ROUTES, *exports.ROUTES, *changes.ROUTES)
+ROUTES: Final = (*recipients.ROUTES, *exports.ROUTES, *changes.ROUTES, *retry.ROUTES)

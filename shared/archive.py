@@ -16,7 +16,7 @@ import msgspec
 
 from shared.errors import ArchiveError, ConflictError
 from shared.graph_codes import code_of_reason, row_of
-from shared.models import OUTCOMES, RANK, Chunk, Detail, OutcomeEntry, State, unpack_facts
+from shared.models import OUTCOMES, RANK, Chunk, Detail, Fact, OutcomeEntry, State, unpack_facts
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -240,6 +240,19 @@ class Recorded(msgspec.Struct, frozen=True):
     accepted: dict[str, tuple[str, int]] = {}
     shared: dict[str, int] = {}
     raised: frozenset[str] = frozenset()
+
+
+def columns_of(job: NewJob) -> tuple[Any, ...]:
+    """Return what `add_job` writes, in its order."""
+    return (
+        job.id, job.owner, job.campaign_id, job.name, job.kind, job.template_name,
+        job.template_language, job.sender_id, job.sender_name, job.message, job.vars,
+        job.chunk_size, job.recipients, job.blob, job.intake, job.rate, job.weight,
+        job.priority, job.scheduled_ms, job.expires_ms, job.on_unknown, job.reserved,
+        job.step, job.born, job.idempotency_key, job.idempotency_route, job.request_hash,
+        job.response, job.created_ms, job.parent, job.sandbox,
+        job.metadata, job.is_retry,
+    )  # fmt: skip
 
 
 def pack_blob(chunks: list[bytes]) -> bytes:
@@ -480,16 +493,7 @@ class Archive:
             ConflictError: another request with this idempotency key was first.
         """
         try:
-            await self._pool.execute(
-                SQL["add_job"],
-                job.id, job.owner, job.campaign_id, job.name, job.kind, job.template_name,
-                job.template_language, job.sender_id, job.sender_name, job.message, job.vars,
-                job.chunk_size, job.recipients, job.blob, job.intake, job.rate, job.weight,
-                job.priority, job.scheduled_ms, job.expires_ms, job.on_unknown, job.reserved,
-                job.step, job.born, job.idempotency_key, job.idempotency_route, job.request_hash,
-                job.response, job.created_ms, job.parent, job.sandbox,
-                job.metadata, job.is_retry,
-            )  # fmt: skip
+            await self._pool.execute(SQL["add_job"], *columns_of(job))
         except asyncpg.UniqueViolationError as error:
             raise ConflictError(
                 "idempotency_in_progress",
@@ -540,6 +544,18 @@ class Archive:
         """Return position → (outcome, attempts) of what is logged of a job."""
         rows = await self._pool.fetch(SQL["logged"], job_id)
         return {r["position"]: (State[r["outcome"].upper()], r["attempts"]) for r in rows}
+
+    @guarded
+    async def latest(self, for_s: float) -> dict[str, tuple[int, list[tuple[int, Fact]]]]:
+        """Return what was logged lately: job → (chunk size, [(chunk, fact)])."""
+        out: dict[str, tuple[int, list[tuple[int, Fact]]]] = {}
+        for row in await self._pool.fetch(SQL["latest"], for_s):
+            size = row["chunk_size"]
+            chunk, index = divmod(row["position"], size)
+            state = State[row["outcome"].upper()]
+            fact = Fact(index, state, row["attempts"], row["reason"])
+            out.setdefault(row["job_id"], (size, []))[1].append((chunk, fact))
+        return out
 
     @guarded
     async def set_reserved(self, marks: Sequence[tuple[str, int]]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from shared.archive import SQL, JobRow, guarded
+from shared.archive import SQL, JobRow, NewJob, columns_of, guarded
+from shared.errors import ConflictError
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -28,6 +29,15 @@ class Terms(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
+class Kin(msgspec.Struct, frozen=True):
+    """One job of a family of retries, by rising number."""
+
+    number: int
+    id: str
+    parent: str | None
+    state: str
+
+
 class Lineage:
     """What becomes of jobs later. Every method raises ArchiveError.
 
@@ -46,3 +56,33 @@ class Lineage:
             SQL["change_job"], job_id, owner, terms.name, terms.rate, terms.weight, terms.priority,
             terms.scheduled_ms, terms.expires_ms,
         )  # fmt: skip
+
+    @guarded
+    async def family(self, job_id: str) -> list[Kin]:
+        """Return the job that all retries around this one stem from, and all of them, in order."""
+        return [Kin(**dict(row)) for row in await self._pool.fetch(SQL["family"], job_id)]
+
+    @guarded
+    async def add_child(self, job: NewJob, seen: list[Kin]) -> None:
+        """Accept a retry if its family is still the one that was looked at.
+
+        Raises:
+            ConflictError: it has changed, or another request with this idempotency key was first.
+        """
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                # Retries anywhere in a family wait for each other at its root.
+                await connection.execute(SQL["lock_root"], seen[0].id)
+                rows = await connection.fetch(SQL["family"], seen[0].id)
+                if [row["id"] for row in rows] == [kin.id for kin in seen]:
+                    await connection.execute(SQL["add_job"], *columns_of(job))
+                    return
+        except asyncpg.UniqueViolationError as error:
+            raise ConflictError(
+                "idempotency_in_progress",
+                "A request with this Idempotency-Key is being worked on.",
+                retry_after_s=1,
+            ) from error
+        raise ConflictError(
+            "state_conflict", "Another retry was made meanwhile; ask again.", retry_after_s=1
+        )
