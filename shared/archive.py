@@ -601,6 +601,8 @@ class Archive:
         """
         ids = sorted({entry.job for entry in batch})
         async with self._pool.acquire() as connection, connection.transaction():
+            # Should we vanish without a word, the rows must not stay locked until TCP notices.
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '5s'")
             locked = await connection.fetch(SQL["lock_jobs"], ids)
             numbers = {row["id"]: (row["number"], row["chunk_size"]) for row in locked}
             try:

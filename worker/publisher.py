@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from shared import keys
@@ -12,7 +14,7 @@ from shared.clock import Clock
 from shared.errors import ArchiveError, QueueError
 from shared.ids import Ids
 from shared.logs import get
-from shared.models import OUTCOMES, JobSpec, OutcomeEntry, Reason, State
+from shared.models import OUTCOMES, Claim, JobSpec, OutcomeEntry, Reason, State
 from shared.queue import Queue
 from shared.settings import Settings
 from worker.senders import Senders
@@ -21,6 +23,7 @@ _EVERY_S: Final = 5.0
 _PAGE: Final = 200
 # The API may still be at work on a younger row, and take it back.
 _YOUNG_MS: Final = 10_000
+_LATEST_S: Final = 30.0  # a fail-over loses a second or two
 _STAGE_BYTES: Final = 1_000_000
 _ATTEMPTS_MAX: Final = 31
 _log = get("worker.publisher")
@@ -161,27 +164,50 @@ class Publisher:
                 _log.info("shard.ready", shard=shard)
 
     async def bring_back(self, shard: int, job_ids: list[str]) -> bool:
-        """Restore jobs that a fail-over lost, which this worker is about to tell of.
+        """Give a server that lost its last seconds what it must know before anything is sent.
 
-        Their age does not matter here: who has something to tell of a job was given it by Redis.
+        Jobs it has lost are restored, whatever their age: who has something to tell of a job was
+        given it by Redis. What was logged lately is told to those it has: a worker that died in
+        those seconds tells nothing any more.
+
+        Args:
+            shard: that fell back.
+            job_ids: what this worker is about to tell of.
 
         Returns:
             False: not all is done, or another process is at it; ask again.
         """
+        known = [False] * len(job_ids)
         try:
             born = await self._queue.born(shard)
+            known = await self._queue.exists(job_ids)
             async with self._archive.advisory(shard) as is_ours:
                 if not is_ours or not born:
-                    return False
-                known = await self._queue.exists(job_ids)
+                    return all(known)  # whoever is at it has not told before he is through
                 for job_id, is_known in zip(job_ids, known, strict=True):
                     row = None if is_known else await self._archive.job(job_id, None)
                     if row is not None and row.state not in ("completed", "cancelled"):
                         await self._publish(row, born)
-        except (ArchiveError, QueueError) as error:
+                await self._remind(shard)
+        except QueueError as error:
             _log.warning("publisher.waits", error=str(error))
             return False
+        except ArchiveError as error:
+            _log.warning("publisher.waits", error=str(error))
+            return all(known)  # without PostgreSQL the facts of the living must do
         return True
+
+    async def _remind(self, shard: int) -> None:
+        """Tell a shard's jobs what was logged lately; such facts only raise."""
+        latest = await self._archive.latest(_LATEST_S)
+        for job_id, (_, facts) in latest.items():
+            if keys.shard_of(job_id) != shard:
+                continue
+            for number, of_chunk in groupby(facts, key=itemgetter(0)):
+                packed = b"".join(fact.pack() for _, fact in of_chunk)
+                # Of a claim that nobody holds.
+                claim = Claim(shard, "0-0", job_id, number, b"", 0, 0, 0, delivery=1)
+                await self._queue.report("-", claim, facts=packed)
 
     async def _missing(self, shard: int) -> list[JobRow]:
         """Return the unfinished jobs of a shard that Redis does not know."""

@@ -69,7 +69,7 @@ class Pulse:
         self._told = [""] * queue.shards
         self._recent: deque[Told] = deque()
         self.off = [False] * queue.shards
-        # Restores lost jobs (the publisher's); False: not all of them are there now.
+        # Gives a server what it has lost (the publisher's); False: not all of it yet.
         self.bring_back: BringBack | None = None
         self._bringing: list[asyncio.Task[bool] | None] = [None] * queue.shards
 
@@ -210,17 +210,13 @@ class Pulse:
         self._told[shard] = run
 
     async def _are_there(self, shard: int, jobs: list[str]) -> bool:
-        """Tell whether the shard knows these jobs, or has been given what it lacks."""
-        if self.bring_back is None or not jobs:
-            return True
-        known = await self._queue.exists(jobs)
-        lost = [job for job, is_known in zip(jobs, known, strict=True) if not is_known]
-        if not lost:
+        """Tell whether the shard has been given what it lacks."""
+        if self.bring_back is None:
             return True
         # Beside the ticks, which must go on while PostgreSQL is asked.
         bringing = self._bringing[shard]
         if bringing is None:
-            self._bringing[shard] = asyncio.create_task(self.bring_back(shard, lost))
+            self._bringing[shard] = asyncio.create_task(self.bring_back(shard, jobs))
             return False
         if not bringing.done():
             return False

@@ -117,8 +117,12 @@ async def test_what_was_told_of_a_wiped_job_is_told_to_the_rebuilt_one(
     await worker.tell_three()
     await worker.publisher.look(0)
     assert (await worker.tally())[State.UNKNOWN] == COUNT
-    await worker.pulse._tick(0)
-    assert (await worker.tally())[State.SENT] == 3
+
+    async def is_told() -> bool:
+        await worker.pulse._tick(0)
+        return (await worker.tally())[State.SENT] == 3
+
+    await eventually(is_told)
     async with worker.writing():
 
         async def is_logged() -> bool:
@@ -126,3 +130,33 @@ async def test_what_was_told_of_a_wiped_job_is_told_to_the_rebuilt_one(
             return states == {State.SENT: 3, State.UNKNOWN: COUNT - 3}
 
         await eventually(is_logged)
+
+
+async def test_what_a_dead_worker_had_logged_is_told_to_a_server_that_fell_back(
+    queue: Queue, archive: Archive, settings: Settings, eventually: Eventually
+) -> None:
+    """It tells nothing again: PostgreSQL knows more than Redis, and says so."""
+    worker = await Worker.begin(queue, archive, settings)
+    before = await queue.states(worker.job)
+    now_ms = Clock().now_ms()
+    details = [Detail(i, 15550000000 + i, now_ms, f"wamid.{i}") for i in range(3)]
+    facts = b"".join(Fact(i, State.SENT, 1).pack() for i in range(3))
+    async with worker.writing():
+        record = msgspec.msgpack.encode(details)
+        await queue.report("w1", worker.claim, facts=facts, record=record)
+
+        async def is_logged() -> bool:
+            return len(await archive.logged(worker.job)) == 3
+
+        await eventually(is_logged)
+    client: Any = queue._commands[0]
+    await client.set(f"{{s0}}:job:{worker.job}:states", before)
+    assert (await worker.tally())[State.SENT] == 0
+    await queue.hold(0, "run-2")
+
+    async def has_told() -> bool:
+        await worker.pulse._tick(0)
+        return worker.pulse._told[0] == "run-2"
+
+    await eventually(has_told)
+    assert (await worker.tally())[State.SENT] == 3

@@ -42,6 +42,12 @@ GROUP BY job_id;
 SELECT l.position, l.outcome, l.attempts, l.reason FROM campaign_logs l
 JOIN bulk_jobs j ON j.number = l.job_number WHERE j.id = $1;
 
+-- name: latest
+-- What a server that lost its last seconds may not know any more.
+SELECT l.job_id, j.chunk_size, l.position, l.outcome, l.attempts, l.reason FROM campaign_logs l
+JOIN bulk_jobs j ON j.number = l.job_number WHERE l.at > now() - make_interval(secs => $1)
+ORDER BY l.job_id, l.position;
+
 -- name: error_counts
 -- Failures by Graph's code.
 SELECT l.code, count(*)::integer AS n FROM campaign_logs l JOIN bulk_jobs j ON j.number = l.job_number
