@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import shutil
 import sys
@@ -54,6 +55,8 @@ def sessions(asked: argparse.Namespace) -> Iterator[Session]:
 
 async def lane(results: Path, *, keep: bool) -> None:
     """Take sessions from standard input until it ends; append each run to the results."""
+    # That PostgreSQL is away is no news here.
+    logging.getLogger("asyncpg.pool").setLevel(logging.CRITICAL)
     folder = Path(tempfile.mkdtemp(prefix="drumbeat-faults-"))
     rig = Rig(folder)
     await rig.open()
