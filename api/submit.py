@@ -145,7 +145,7 @@ async def _submit(
         raise QuotaError(quota)
     now_ms = made.clock.now_ms()
     scheduled_ms, expires_ms = check(body, made, now_ms)
-    owner = await _owner_of(body, made, asker)
+    owner = await owner_of(body, made, asker)
     source = await source_of(body, made, asker)
     taken = await take_recipients(body, made, source)
     sender = await sender_of(body.sender, made)
@@ -206,7 +206,13 @@ def check(body: wire.SendRequest, made: Resources, now_ms: int) -> tuple[int, in
     return span_of(body, now_ms)
 
 
-async def _owner_of(body: wire.SendRequest, made: Resources, asker: Principal) -> str:
+async def owner_of(body: wire.SendRequest, made: Resources, asker: Principal) -> str:
+    """Return whose job it is to be.
+
+    Raises:
+        DeniedError: another user's, and the asker is no admin.
+        InvalidError: no user id, or there is no such user.
+    """
     given = body.user_id
     if given is None or given.lower() == asker.user_id:
         return asker.user_id

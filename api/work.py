@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from api import changes, exports, recipients, retry
+from api import changes, exports, preflight, recipients, retry
 
-ROUTES: Final = (*recipients.ROUTES, *exports.ROUTES, *changes.ROUTES, *retry.ROUTES)
+ROUTES: Final = (
+    *recipients.ROUTES,
+    *exports.ROUTES,
+    *changes.ROUTES,
+    *retry.ROUTES,
+    *preflight.ROUTES,
+)

@@ -113,6 +113,11 @@ class Results:
             await self._release(connection)
 
     @guarded
+    async def suppressed_count(self, phones: list[int], *, is_marketing: bool) -> int:
+        """Return how many of these numbers are on the suppression list."""
+        return int(await self._pool.fetchval(SQL["suppressed_count"], phones, is_marketing))
+
+    @guarded
     async def _acquire(self) -> asyncpg.pool.PoolConnectionProxy:
         return await self._pool.acquire()
 

@@ -25,3 +25,8 @@ WHERE ($4::text[] IS NULL OR coalesce(outcome, 'pending') = ANY ($4))
   AND ($7::bigint = 0 OR at < to_timestamp($7::bigint / 1000.0))
   AND ($8::integer[] IS NULL OR position = ANY ($8))
 ORDER BY position LIMIT $9;
+
+-- name: suppressed_count
+-- How many of these people would be skipped now.
+SELECT count(DISTINCT phone)::integer FROM suppressions
+WHERE lifted_at IS NULL AND phone = ANY ($1::bigint[]) AND (scope = 'all' OR $2::boolean);
