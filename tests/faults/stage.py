@@ -363,14 +363,15 @@ class Stage:
     async def _lost(self, life: Life, end: Exception) -> None:
         """Count what a death or a lost lease may make unknown: the intents of that moment."""
         if life.is_request:
-            if isinstance(end, Frozen):
+            if isinstance(end, Frozen) and life not in self.zombies:
                 self.zombies.append(life)
             return
         intents = await self.intents()
         self.unknown_max += intents
         self.again_max += intents
         if isinstance(end, Frozen):
-            self.zombies.append(life)
+            if life not in self.zombies:  # both its step and whoever waits for it say so
+                self.zombies.append(life)
             self.world.watch = self._fence
 
     async def intents(self) -> int:
@@ -512,6 +513,8 @@ class Stage:
             is_reaped = await self.redis.zscore(f"{keys.tag(0)}workers", life.name) is None
             if is_late or (is_reaped and not life.wakes_late):
                 self.zombies.remove(life)
+                if life.thawed is None or life.is_dead:
+                    continue
                 self.world.thaw(life)
                 for worker in self.workers:
                     if worker.life is life and worker.has_started:

@@ -9,8 +9,6 @@ from tests.faults.scenarios import SCENARIOS
 
 # The kinds that leave most behind; `make faults` has them all.
 SMALL = ("die_before", "die_after", "err_after", "stall_after")
-# A count kept in a script that is being rewritten (shared/lua/parts/told.lua: move).
-KNOWN = {"resend"}
 
 
 def test_enumerate_plans_that_failed_once(
@@ -20,13 +18,11 @@ def test_enumerate_plans_that_failed_once(
     text = request.config.getoption("--plan", default="")
     for kept in [text] if text else kept_plans():
         scenario, plan = enumeration.plan(kept)
-        if scenario in KNOWN and not text:
-            continue
         run = enumeration.run(scenario, plan)
         assert not run.violations, str(run)
 
 
-@pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - KNOWN))
+@pytest.mark.parametrize("scenario", sorted(SCENARIOS))
 def test_enumerate_two_clean_runs_have_the_same_effects(
     enumeration: Enumeration, scenario: str
 ) -> None:
