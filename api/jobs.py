@@ -32,7 +32,9 @@ from shared.errors import (
 from shared.ids import is_user_id
 from shared.models import FINAL_STATES, JOB_STATES, JobStatus
 
-_LIST: Final = ("limit", "cursor", "state", "sender", "campaignId", "q", "from", "to", "userId")
+_LIST: Final = (
+    "limit", "cursor", "state", "sender", "campaignId", "q", "from", "to", "userId", "metadata",
+)  # fmt: skip
 _log: Final = logs.get("api.jobs")
 
 
@@ -107,7 +109,7 @@ def _filter_of(query: dict[str, str], asker: Principal) -> JobFilter:
         if owner is not None and wanted != owner:
             raise DeniedError("user_mismatch", "You may list your own jobs only.")
         owner = wanted
-    for name, most in (("sender", 64), ("campaignId", 128), ("q", 200)):
+    for name, most in (("sender", 64), ("campaignId", 128), ("q", 200), ("metadata", 541)):
         if len(query.get(name, "")) > most or "\0" in query.get(name, ""):
             refuse("", f"{name} is at most {most} characters", "bad_filter")
     return JobFilter(
@@ -118,7 +120,16 @@ def _filter_of(query: dict[str, str], asker: Principal) -> JobFilter:
         q=query.get("q") or None,
         from_ms=moment_of(query.get("from"), "", None),
         to_ms=moment_of(query.get("to"), "", None),
+        metadata=_pair_of(query["metadata"]) if "metadata" in query else None,
     )
+
+
+def _pair_of(text: str) -> str:
+    """Return `name:value` as a JSON object of one pair."""
+    name, colon, value = text.partition(":")
+    if not name or not colon:
+        refuse("", "metadata is a name, a colon and a value", "bad_filter")
+    return wire.encode({name: value}).decode()
 
 
 # -- control ---------------------------------------------------------------------------------

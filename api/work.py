@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from api import changes, exports, preflight, recipients, retry
+from api import campaigns, changes, exports, history, preflight, recipients, retry
 
 ROUTES: Final = (
     *recipients.ROUTES,
@@ -12,4 +12,6 @@ ROUTES: Final = (
     *changes.ROUTES,
     *retry.ROUTES,
     *preflight.ROUTES,
+    *history.ROUTES,
+    *campaigns.ROUTES,
 )

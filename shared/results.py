@@ -48,6 +48,36 @@ class ResultRow(msgspec.Struct, frozen=True):
     receipt_at_ms: int
 
 
+class HistoryRow(msgspec.Struct, frozen=True):
+    """One message that somebody was to get, and its job."""
+
+    job_number: int
+    job_id: str
+    campaign_id: str | None
+    kind: str
+    template_name: str | None
+    sender: str
+    result: ResultRow
+
+
+class CampaignRow(msgspec.Struct, frozen=True):
+    """The jobs of a label that are in one state, added up; times in ms since the epoch."""
+
+    state: str
+    jobs: int
+    total: int
+    sent: int
+    failed: int
+    skipped: int
+    cancelled: int
+    unknown: int
+    delivered: int
+    read: int
+    undelivered: int
+    first_ms: int
+    last_ms: int
+
+
 class Snapshot:
     """One job's results as of one moment; holds a connection until it is closed.
 
@@ -111,6 +141,26 @@ class Results:
             yield await self._open(connection, job_id, owner)
         finally:
             await self._release(connection)
+
+    @guarded
+    async def history(
+        self, phone: int, owner: str | None, before: int, limit: int
+    ) -> list[HistoryRow]:
+        """Return what a number's messages came to, newest job first; below number `before`."""
+        rows = await self._pool.fetch(SQL["history"], phone, owner, before, limit)
+        return [
+            HistoryRow(
+                row["job_number"], row["job_id"], row["campaign_id"], row["kind"],
+                row["template_name"], row["sender"], _row(row),
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    @guarded
+    async def campaign(self, campaign_id: str, owner: str | None) -> list[CampaignRow]:
+        """Return a label's jobs, added up by state; none when there is no such job to see."""
+        rows = await self._pool.fetch(SQL["campaign"], campaign_id, owner)
+        return [CampaignRow(**dict(row)) for row in rows]
 
     @guarded
     async def suppressed_count(self, phones: list[int], *, is_marketing: bool) -> int:

@@ -30,3 +30,24 @@ ORDER BY position LIMIT $9;
 -- How many of these people would be skipped now.
 SELECT count(DISTINCT phone)::integer FROM suppressions
 WHERE lifted_at IS NULL AND phone = ANY ($1::bigint[]) AND (scope = 'all' OR $2::boolean);
+
+-- name: history
+-- A job holds a number once, so a job's number says where a list goes on.
+SELECT l.job_number, l.job_id, l.campaign_id, l.kind, l.template_name, l.sender, l.position,
+  l.outcome, l.reason, l.code, l.error, l.attempts, l.wamid,
+  (extract(epoch FROM l.at) * 1000)::bigint AS at_ms,
+  (extract(epoch FROM l.receipt_at) * 1000)::bigint AS receipt_at_ms,
+  CASE WHEN l.receipt = 0 AND l.message_status <> 'accepted' THEN 1 ELSE l.receipt END AS receipt
+FROM campaign_logs l
+WHERE l.phone = $1 AND ($2::uuid IS NULL OR l.owner = $2::uuid)
+  AND ($3::bigint = 0 OR l.job_number < $3)
+ORDER BY l.job_number DESC LIMIT $4;
+
+-- name: campaign
+-- A label's jobs added up, as PostgreSQL knows them.
+SELECT CASE WHEN state = 'accepted' THEN 'queued' ELSE state END AS state, count(*)::integer AS jobs,
+  sum(recipients)::bigint AS total, sum(sent)::bigint AS sent, sum(failed)::bigint AS failed,
+  sum(skipped)::bigint AS skipped, sum(cancelled)::bigint AS cancelled,
+  sum(unknown)::bigint AS unknown, sum(delivered)::bigint AS delivered, sum(read)::bigint AS read,
+  sum(undelivered)::bigint AS undelivered, min(created_ms) AS first_ms, max(created_ms) AS last_ms
+FROM bulk_jobs WHERE campaign_id = $1 AND ($2::uuid IS NULL OR owner = $2::uuid) GROUP BY 1;
