@@ -8,6 +8,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final, NamedTuple
 
+import msgspec
+
 from shared import keys
 from shared.archive import Archive, JobRow
 from shared.clock import Clock
@@ -24,6 +26,8 @@ _PAGE: Final = 200
 # The API may still be at work on a younger row, and take it back.
 _YOUNG_MS: Final = 10_000
 _LATEST_S: Final = 30.0  # a fail-over loses a second or two
+_STOPPED: Final = ("paused", "cancelling")
+_GOING: Final = ("scheduled", "queued", "running")
 _STAGE_BYTES: Final = 1_000_000
 _ATTEMPTS_MAX: Final = 31
 _log = get("worker.publisher")
@@ -147,7 +151,8 @@ class Publisher:
             ArchiveError, QueueError: not all was done; the next look goes on.
         """
         born = await self._queue.born(shard)
-        if born and not await self._missing(shard):
+        missing, halfway = await self._wanting(shard)
+        if born and not missing and not halfway:
             return
         async with self._archive.advisory(shard) as is_ours:
             if not is_ours:
@@ -157,8 +162,11 @@ class Publisher:
                 # Nothing is released before `born` is there: it is written last.
                 _log.warning("shard.rebuilds", shard=shard)
                 await self._senders.refresh()
-            for row in await self._missing(shard):
+            missing, halfway = await self._wanting(shard)
+            for row in missing:
                 await self._publish(row, born)
+            for row in halfway:
+                await self._stop_again(row)
             if not born:
                 await self._queue.give_born(shard, self._ids.token(12))
                 _log.info("shard.ready", shard=shard)
@@ -209,9 +217,10 @@ class Publisher:
                 claim = Claim(shard, "0-0", job_id, number, b"", 0, 0, 0, delivery=1)
                 await self._queue.report("-", claim, facts=packed)
 
-    async def _missing(self, shard: int) -> list[JobRow]:
-        """Return the unfinished jobs of a shard that Redis does not know."""
-        found: list[JobRow] = []
+    async def _wanting(self, shard: int) -> tuple[list[JobRow], list[JobRow]]:
+        """Return a shard's unfinished jobs that Redis does not know, and those half restored."""
+        missing: list[JobRow] = []
+        halfway: list[JobRow] = []
         after = 0
         while page := await self._archive.pending_jobs(_PAGE, after):
             after = page[-1].number
@@ -223,10 +232,29 @@ class Publisher:
                 and (row.state != "accepted" or row.created_ms < old_ms)
             ]
             known = await self._queue.exists([row.id for row in rows])
-            found += [row for row, is_known in zip(rows, known, strict=True) if not is_known]
+            missing += [row for row, is_known in zip(rows, known, strict=True) if not is_known]
+            halfway += await self._half_restored([row for row in rows if row.state in _STOPPED])
             if len(page) < _PAGE:
                 break
-        return found
+        return missing, halfway
+
+    async def _half_restored(self, rows: list[JobRow]) -> list[JobRow]:
+        """Return stopped jobs that go on in Redis: who restored them died before he stopped them.
+
+        A stopped job is restored with the version of its row, and each change of state raises it.
+        """
+        found = await self._queue.statuses([row.id for row in rows])
+        return [
+            row
+            for row, status in zip(rows, found, strict=True)
+            if status is not None and status.version == row.version and status.state in _GOING
+        ]
+
+    async def _stop_again(self, row: JobRow) -> None:
+        """Stop a restored job as it was, and only then give it room."""
+        action = "pause" if row.state == "paused" else "cancel"
+        await self._queue.control(row.id, action, by=row.by, reason=row.reason)
+        await self._queue.reserve(row.id, row.reserved)
 
     async def _publish(self, row: JobRow, born: str) -> None:
         logged = await self._archive.logged(row.id)
@@ -253,14 +281,14 @@ class Publisher:
         mark = max(row.reserved, rebuilt.cursor + row.step)
         await self._archive.set_reserved([(row.id, mark)])
         await self._stage(row, rebuilt.cursor // row.chunk_size)
-        is_stopped = row.state in ("paused", "cancelling")
-        # A stopped job gets no room before it is stopped again: nothing may slip out between.
-        spec = spec_of(row, rebuilt.cursor if is_stopped else mark)
+        is_stopped = row.state in _STOPPED
+        spec = spec_of(row, mark)
+        if is_stopped:
+            # No room before it is stopped again: nothing may slip out between.
+            spec = msgspec.structs.replace(spec, reserved=rebuilt.cursor, version=row.version)
         result = await self._queue.restore(spec, rebuilt.states, rebuilt.cursor, counters)
         if is_stopped:
-            action = "pause" if row.state == "paused" else "cancel"
-            await self._queue.control(row.id, action, by=row.by, reason=row.reason)
-            await self._queue.reserve(row.id, mark)
+            await self._stop_again(msgspec.structs.replace(row, reserved=mark))
         _log.warning(
             "job.restored",
             jobId=row.id,

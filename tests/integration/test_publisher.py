@@ -22,7 +22,7 @@ from shared.sealing import Sealing
 from shared.settings import Secret, Settings
 from tests.conftest import replaced
 from worker.log_writer import LogWriter
-from worker.publisher import Publisher
+from worker.publisher import Publisher, spec_of
 from worker.senders import Senders
 
 Eventually = Callable[..., Awaitable[Any]]
@@ -229,6 +229,38 @@ async def test_a_paused_job_comes_back_paused_and_goes_on_when_resumed(
     assert (status.state, status.reason) == ("paused", "lunch")
     assert await bench.send() == 0
     await bench.queue.control(job, "resume", by="u1")
+    assert await bench.send() > 0
+
+
+async def test_a_paused_job_whose_restorer_died_half_way_is_paused_by_the_next_look(
+    bench: Bench, eventually: Eventually
+) -> None:
+    """It was known again, queued and without room: nobody missed it, and nobody could resume it."""
+    job = await bench.accept()
+    await bench.publisher.look(0)
+    await bench.queue.control(job, "pause", by="u1", reason="lunch")
+    async with bench.writing():
+
+        async def is_paused() -> bool:
+            return (await bench.row(job)).state == "paused"
+
+        await eventually(is_paused, within_s=10)
+    await bench.queue._commands[0].flushall()
+    await bench.queue.prepare(0)
+    row = await bench.row(job)
+    await bench.senders.refresh()
+    await bench.queue.stage(job, 0, await bench.archive.recipients(job))
+    spec = msgspec.structs.replace(spec_of(row, 0), version=row.version)
+    await bench.queue.restore(spec, bytes(COUNT), 0, {})
+    await bench.queue.give_born(0, "b")
+    await bench.publisher.look(0)
+    status = (await bench.queue.statuses([job]))[0]
+    assert status is not None
+    assert (status.state, status.reason) == ("paused", "lunch")
+    assert await bench.send() == 0
+    # Resumed, it goes on, and no look takes that for half a restoration.
+    await bench.queue.control(job, "resume", by="u1")
+    await bench.publisher.look(0)
     assert await bench.send() > 0
 
 
