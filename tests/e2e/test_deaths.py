@@ -39,26 +39,6 @@ async def test_a_killed_worker_loses_nobody_and_repeats_nobody(
     await stack.check(job, eventually)
 
 
-async def test_a_stopped_worker_leaves_nothing_unknown(
-    stack: Stack, eventually: Eventually
-) -> None:
-    for _ in range(2):
-        stack.add_worker()
-    await eventually(lambda: workers_are_up(stack, 2), within_s=30)
-    job = await stack.submit(numbers(1200, 393331000000), sender="snd_fast")
-
-    async def has_begun() -> bool:
-        return await sent(stack, job) > 200
-
-    await eventually(has_begun, within_s=30)
-    await stack.workers[0].stop()
-    await eventually(lambda: stack.is_over(job), within_s=30)
-    status = await stack.status(job)
-    assert (status.tally.sent, status.tally.unknown) == (1200, 0)
-    assert set(stack.accepted().values()) == {1}
-    await stack.check(job, eventually)
-
-
 async def test_a_frozen_worker_is_fenced_and_repeats_nobody(
     stack: Stack, eventually: Eventually
 ) -> None:
