@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -179,9 +180,12 @@ async def _control(request: web.Request, action: str) -> web.Response:
     if not is_done or (action == "resume" and result.kind == "same"):
         raise _conflict(action, result.state)
     _log.info(f"job.{action}", jobId=job_id, userId=asker.user_id, state=result.state)
-    fresh = await visible(made, asker, job_id)
-    status = (await statuses_of(made, [fresh]))[0]
-    return answer(job_of(fresh, status, made.clock.now_ms()))
+    with suppress(ArchiveError):
+        # It has happened, so the answer says so, if need be with the row as it was before.
+        row = await visible(made, asker, job_id)
+    status = (await statuses_of(made, [row]))[0]
+    job = job_of(row, status, made.clock.now_ms())
+    return answer(job if status else msgspec.structs.replace(job, state=result.state))
 
 
 def _conflict(action: str, state: str) -> ConflictError:
