@@ -25,6 +25,7 @@ from api.wire import refuse
 from shared import logs
 from shared.archive import JobFilter, JobRow
 from shared.errors import (
+    ArchiveError,
     ConflictError,
     DeniedError,
     QueueError,
