@@ -10,8 +10,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from api import auth, health, jobs, stats, stream, submit, work
+from api.connections import Runner
 from api.fleet import Fleet
-from api.guard import Runner
 from api.hub import Hub
 from api.office import ROUTES as OFFICE_ROUTES
 from api.resources import RESOURCES, Resources
@@ -36,6 +36,7 @@ from shared.settings import Settings
 from shared.uploads import Uploads
 
 DRAIN_S: Final = 10.0
+LINGER_S: Final = 2.0  # for who is still sending what nobody reads
 _OFF_TTL_MS: Final = 10_000
 _OFF_EVERY_S: Final = 3.0
 _LINE_MAX: Final = 8190
@@ -119,9 +120,11 @@ def runner_of(app: web.Application, settings: Settings) -> Runner:
     """Return what serves the application; no encoding of a body is ever undone (pitfalls A4)."""
     return Runner(
         app,
+        settings,
         access_log=None,
         auto_decompress=False,
         keepalive_timeout=settings.keepalive_s,
+        lingering_time=LINGER_S,
         max_line_size=_LINE_MAX,
         max_field_size=_LINE_MAX,
         shutdown_timeout=DRAIN_S,

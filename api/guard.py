@@ -1,16 +1,14 @@
-"""What aiohttp leaves open: hosts, security headers, addresses, body size and time, raw faults."""
+"""What aiohttp leaves open in a request: hosts, security headers, addresses, body size and time."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import re
-from typing import Any, Final
+from typing import Final
 
-from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import HttpVersion10, HttpVersion11, web
 
-from api.problems import problem
 from shared.errors import DeniedError, MalformedError, RequestError
 from shared.settings import Settings
 
@@ -18,6 +16,7 @@ _REQUEST_ID: Final = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _PORT: Final = re.compile(r":[0-9]{1,5}\Z")
 _UTF8: Final = re.compile(r"\Aapplication/json(?:\s*;\s*charset=\"?utf-8\"?)?\s*\Z", re.IGNORECASE)
 SMALL_BODY: Final = 65_536
+HEADERS_MAX: Final = 100
 SECURITY_HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -31,6 +30,7 @@ SECURITY_HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _HSTS: Final = "max-age=31536000"
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def headers_of(settings: Settings) -> dict[str, str]:
@@ -45,6 +45,21 @@ def request_id_of(request: web.BaseRequest) -> str:
     """Return the caller's request id when it has the form; '' otherwise."""
     given = request.headers.get("X-Request-Id", "")
     return given if _REQUEST_ID.match(given) else ""
+
+
+def check_http(request: web.BaseRequest) -> None:
+    """Refuse what the parser lets through and HTTP does not have (RFC 9112).
+
+    Raises:
+        MalformedError: a version that is not 1.0 or 1.1, no Host or two, or more than 100
+            headers; the connection closes.
+    """
+    if (
+        request.version not in {HttpVersion10, HttpVersion11}
+        or len(request.headers.getall("Host", [])) != 1
+        or len(request.headers) > HEADERS_MAX
+    ):
+        raise MalformedError("bad_request", "The request is not valid HTTP.")
 
 
 def check_host(request: web.BaseRequest, settings: Settings) -> None:
@@ -67,30 +82,36 @@ def address_of(request: web.BaseRequest, settings: Settings) -> str:
 
     IPv4-mapped addresses are unwrapped and IPv6 counts as its /64; a malformed hop ends the walk.
     """
-    peer = _address(request.remote or "")
+    peer = address_in(request.remote or "")
     if peer is None:
         return "unknown"
     networks = [ipaddress.ip_network(text, strict=False) for text in settings.trusted_proxies]
 
-    def is_trusted(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    def is_trusted(address: Address) -> bool:
         return any(address in network for network in networks)
 
     found = peer
     if networks and is_trusted(peer):
         hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
         for hop in reversed(hops):
-            address = _address(hop.strip())
+            address = address_in(hop.strip())
             if address is None:
                 break
             found = address
             if not is_trusted(address):
                 break
-    if found.version == 6:  # noqa: PLR2004 - the protocol's number
-        return str(ipaddress.ip_network((found, 64), strict=False))
-    return str(found)
+    return name_of(found)
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def name_of(address: Address) -> str:
+    """Return the client that an address counts for: itself, of IPv6 its /64."""
+    if address.version == 6:  # noqa: PLR2004 - the protocol's number
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def address_in(text: str) -> Address | None:
+    """Return the address that `text` is, IPv4-mapped ones unwrapped; None when it is none."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -172,54 +193,3 @@ async def body_of(request: web.Request, limit: int, timeout_s: float) -> bytes:
     return bytes(body)
 
 
-class Connection(RequestHandler):
-    """One connection; what aiohttp's parser refuses gets our answer and no byte of theirs."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Return a generic problem and close."""
-        del request, message
-        if status >= 500:  # noqa: PLR2004 - a class of statuses
-            self.log_exception("http.failed", exc_info=exc)
-            response = problem("internal", "Something went wrong on our side.")
-        else:
-            response = problem("bad_request", "The request is not valid HTTP.")
-        response.headers.update(SECURITY_HEADERS)
-        response.force_close()
-        return response
-
-
-class Runner(web.AppRunner):
-    """An application's runner whose connections are `Connection`s."""
-
-    async def _make_server(self) -> Any:  # noqa: ANN401 - aiohttp's own is generic
-        server = await super()._make_server()
-        loop = asyncio.get_running_loop()
-        options = self._kwargs
-
-        def connect() -> Connection:
-            return Connection(server, loop=loop, **options)
-
-        return _Server(server, connect)
-
-
-class _Server:
-    """aiohttp's server with another factory; the rest is asked of the original."""
-
-    def __init__(self, server: Any, connect: Any) -> None:  # noqa: ANN401
-        self._server = server
-        self._connect = connect
-
-    def __call__(self) -> Connection:
-        connection: Connection = self._connect()
-        return connection
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self._server, name)

@@ -6,6 +6,7 @@ size, kill switch, quota and validation are the handlers'.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
 
@@ -14,17 +15,34 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from api import problems
-from api.auth import PRINCIPAL, Access, Credentials, check_access
-from api.guard import check_content, check_csrf, check_host, check_path, headers_of, request_id_of
+from api.auth import PRINCIPAL, Access, Credentials, Principal, check_access
+from api.guard import (
+    check_content,
+    check_csrf,
+    check_host,
+    check_http,
+    check_path,
+    headers_of,
+    request_id_of,
+)
 from api.resources import RESOURCES, Resources
+from api.sessions import PaceError
 from shared import logs
-from shared.errors import DrumbeatError, Fault, InvalidError, SettingsError, UnavailableError
+from shared.errors import (
+    DrumbeatError,
+    Fault,
+    InvalidError,
+    QueueError,
+    SettingsError,
+    UnavailableError,
+)
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 # Headers that whatever answer follows must carry, such as those of a quota.
 HEADERS: Final = web.RequestKey("headers", dict)
 ROUTES: Final = web.AppKey("routes", dict)
 PARAMETERS_MAX: Final = 50
+PACE_S: Final = 0.5
 Finish = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 _SERVER_ERROR: Final = 500
 _log: Final = logs.get("api.http")
@@ -87,6 +105,7 @@ def gate(credentials: Credentials) -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         made: Resources = request.config_dict[RESOURCES]
         route: Route | None = request.config_dict[ROUTES].get(request.match_info.handler)
+        check_http(request)
         if route is None or not route.is_quiet:
             check_host(request, made.settings)
         check_path(request)
@@ -102,11 +121,27 @@ def gate(credentials: Credentials) -> Middleware:
             if asker.session:
                 check_csrf(request, made.settings)
             check_access(route.access, asker)
+            await _pace(made, asker)
         is_expected = route.has_body and (not route.is_body_optional or request.can_read_body)
         check_content(request, has_body=is_expected)
         return await handler(request)
 
     return check
+
+
+async def _pace(made: Resources, asker: Principal) -> None:
+    """Count the request; where nobody can say how many there were, it goes on.
+
+    Raises:
+        PaceError: one too many this minute.
+    """
+    try:
+        async with asyncio.timeout(PACE_S):
+            wait_s = await made.visitors.pace(asker.key_id or asker.session)
+    except (QueueError, TimeoutError):
+        return
+    if wait_s:
+        raise PaceError(wait_s)
 
 
 def edge(made: Resources) -> Middleware:

@@ -15,6 +15,7 @@ from shared.scripts import Script
 from shared.settings import Settings
 
 HOUR_S: Final = 3600
+MINUTE_S: Final = 60
 TOKEN_BYTES: Final = 32
 _SCRIPTS: Final = ("open", "look", "close", "quota", "refund", "login")
 
@@ -144,6 +145,19 @@ class Visitors:
         ]
         return Quota(is_taken=int(reply[0]) == 1, member=member, policies=after)
 
+    async def pace(self, who: str) -> int:
+        """Count a request of somebody; return the seconds to wait when it is one too many, else 0.
+
+        Args:
+            who: a key or a session's hash.
+        """
+        limit = self._settings.api_requests_per_minute
+        if not limit:
+            return 0
+        key = f"{{v}}:quota:requests:{who}"
+        reply = await self._run("quota", [key], self._ids.object_id("req"), MINUTE_S, limit)
+        return 0 if int(reply[0]) else max(1, int(reply[2]))
+
     async def give_back(self, quota: Quota) -> None:
         """Undo `take`: the submission was refused."""
         if quota.is_taken and quota.policies:
@@ -173,6 +187,16 @@ class Visitors:
         ]
         args = (outcome, s.login_failures, s.login_window_s, s.login_failures_ip)
         return int(await self._run("login", keys, *args))
+
+
+class PaceError(TooManyError):
+    """More requests of one credential than API_REQUESTS_PER_MINUTE: 429."""
+
+    policies = ("requests",)
+
+    def __init__(self, wait_s: int) -> None:
+        """Take when the oldest of them is a minute ago."""
+        super().__init__("rate_limited", "Too many requests a minute.", wait_s)
 
 
 class QuotaError(TooManyError):

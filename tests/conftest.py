@@ -127,6 +127,7 @@ def environ(valkey: Valkey, postgres: Postgres) -> dict[str, str]:
         "BULK_SECRET_KEY": SECRET,
         "WORKER_BLOCK_MS": "50",
         "METRICS_PORT": "0",
+        "API_REQUESTS_PER_MINUTE": "0",
     }
 
 

@@ -9,9 +9,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.phone import PossibleLengths, e164, is_valid, mask, normalise, why_not
+from shared.phone import PossibleLengths, e164, is_in, is_valid, mask, normalise, why_not
 
 LENGTHS = PossibleLengths()
+
+
+@pytest.mark.parametrize(
+    ("phone", "allowed", "expected"),
+    [
+        (393331234567, "IT", True),
+        (393331234567, "DE AT", False),
+        (14165550123, "US", False),
+        (14165550123, "CA", True),
+        (15550000001, "US", True),  # assigned to nobody: the code's main region counts
+        (15550000001, "CA", False),
+        (447781123456, "GG", True),
+        (999123456789, "DE", False),
+        (882_1312_3456, "DE", False),  # no country's code at all
+    ],
+)
+def test_a_number_belongs_to_its_region(phone: int, allowed: str, *, expected: bool) -> None:
+    assert is_in(phone, frozenset(allowed.split())) is expected
+
+
+@given(st.integers(1_000_000, 999_999_999_999_999), st.sets(st.sampled_from(["US", "CA", "DE"])))
+def test_any_number_is_in_a_region_or_not(phone: int, allowed: set[str]) -> None:
+    assert is_in(phone, frozenset(allowed)) in {True, False}
 
 
 @given(st.integers(1_000_000, 999_999_999_999_999))
