@@ -13,7 +13,7 @@ from typing import Final
 from api.roster import People
 from shared.errors import Fault
 from shared.message import Message, Slot, fill, placeholders, slots, text_fault
-from shared.phone import PossibleLengths, e164, is_valid, normalise, why_not
+from shared.phone import PossibleLengths, e164, is_in, is_valid, normalise, why_not
 
 SLICE: Final = 500
 PROBLEMS_MAX: Final = 100
@@ -42,6 +42,7 @@ class Taken(People):
         lengths: possible lengths by calling code.
         validation: `e164`, `possible` or `valid`.
         region: numbers written otherwise are read as dialled there; None: strict E.164 only.
+        allowed: regions that the sender may write to; none = all.
         is_filled: placeholders are filled (`has_vars`).
         at: JSON pointer of the rows.
 
@@ -57,6 +58,7 @@ class Taken(People):
         validation: str = "e164",
         region: str | None = None,
         *,
+        allowed: frozenset[str] = frozenset(),
         is_filled: bool = False,
         at: str = "/recipients",
     ) -> None:
@@ -69,6 +71,7 @@ class Taken(People):
         self._lengths = lengths
         self._validation = validation
         self._region = region
+        self._allowed = allowed
         self._at = at
         self._seen: set[int] = set()
 
@@ -100,6 +103,10 @@ class Taken(People):
                 is_changed = True
             is_possible = phone in self._lengths
             if self._validation != "e164" and not self._is_allowed(phone, row, is_possible):
+                continue
+            if self._allowed and not is_in(phone, self._allowed):
+                text = "the sender may not write to this region"
+                self._wrong(row, "region_not_allowed", text)
                 continue
             values: list[str] = []
             if fields is not None and not self._are_fields_right(fields, row):

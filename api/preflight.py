@@ -116,14 +116,15 @@ async def _look(body: wire.SendRequest, made: Resources, asker: Principal) -> Pr
     except InvalidError as error:
         problems += rows_of(error)
     try:
-        check_source(body, made.settings.bulk_hard_cap)
-        taken = await take_all(body.message, made, await source_of(body, made, asker))
-    except InvalidError as error:
-        problems += [row for row in rows_of(error) if row not in problems]
-    try:
         sender = await sender_of(body.sender, made)
     except InvalidError as error:
         problems += rows_of(error)
+    try:
+        check_source(body, made.settings.bulk_hard_cap)
+        source = await source_of(body, made, asker)
+        taken = await take_all(body.message, made, source, sender)
+    except InvalidError as error:
+        problems += [row for row in rows_of(error) if row not in problems]
     is_ok = not problems
     rows, preview, estimate = Rows(), [], None
     if taken is not None:

@@ -147,8 +147,8 @@ async def _submit(
     scheduled_ms, expires_ms = check(body, made, now_ms)
     owner = await owner_of(body, made, asker)
     source = await source_of(body, made, asker)
-    taken = await take_recipients(body, made, source)
     sender = await sender_of(body.sender, made)
+    taken = await take_recipients(body, made, source, sender)
     wanted = wanted_of(body, made, scheduled_ms, expires_ms, source.parent)
     draft = Draft.of(wanted, made, owner, sender, taken, intake_of(taken), now_ms)
     answer = draft.answer()
@@ -228,14 +228,16 @@ async def owner_of(body: wire.SendRequest, made: Resources, asker: Principal) ->
     return given.lower()
 
 
-async def take_recipients(body: wire.SendRequest, made: Resources, source: Source) -> Taken:
+async def take_recipients(
+    body: wire.SendRequest, made: Resources, source: Source, sender: SenderRow
+) -> Taken:
     """Look at all rows, in slices with a yield between them.
 
     Raises:
         InvalidError: `invalid_recipients` when bad ones are to be refused, `empty_recipients`
             when none is left.
     """
-    taken = await take_all(body.message, made, source)
+    taken = await take_all(body.message, made, source, sender)
     if taken.invalid and body.on_invalid == "reject":
         raise InvalidError(
             "invalid_recipients",
@@ -248,13 +250,16 @@ async def take_recipients(body: wire.SendRequest, made: Resources, source: Sourc
     return taken
 
 
-async def take_all(message: Message, made: Resources, source: Source) -> Taken:
+async def take_all(
+    message: Message, made: Resources, source: Source, sender: SenderRow | None
+) -> Taken:
     """Look at all rows of a source, in slices with a yield between them."""
     taken = Taken(
         message,
         made.lengths,
         made.settings.phone_validation,
         source.region,
+        allowed=frozenset(sender.allowed_regions if sender is not None else ()),
         is_filled=source.is_filled,
         at=source.at,
     )

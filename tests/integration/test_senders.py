@@ -9,7 +9,7 @@ import pytest
 from shared.ids import Ids
 from shared.office import AuditFilter
 from shared.sealing import Sealing
-from tests.integration.desk import Api, problem
+from tests.integration.desk import TEXT, Api, problem
 from worker.senders import Senders
 
 TOKEN = "EAAG-canary-token-1234"  # noqa: S105 - of a test
@@ -145,3 +145,23 @@ async def test_only_an_admin_touches_senders_and_absent_ones_are_404(api: Api) -
         await problem(await api.ask("root", "GET", path), 404, "not_found")
         await problem(await api.ask("root", "PATCH", path, json={}), 404, "not_found")
         await problem(await api.ask("root", "POST", f"{path}/pause"), 404, "not_found")
+
+
+async def test_a_sender_with_regions_writes_to_no_other(api: Api) -> None:
+    sender = await made(api, allowed_regions=["IT", "US"], default=True)
+    rows = ["+393331234567", "+15550000001", "+14165550123", "+4915112345678"]
+    told = await problem(await api.send(recipients=rows), 422, "invalid_recipients")
+    assert [(row["row"], row["code"]) for row in told["errors"]] == [
+        (2, "region_not_allowed"), (3, "region_not_allowed"),
+    ]  # fmt: skip
+    response = await api.send(recipients=rows, on_invalid="skip")
+    intake = (await response.json())["intake"]
+    assert (response.status, intake["accepted"], intake["invalid"]) == (202, 2, 2)
+    body = {"recipients": rows, "message": TEXT}
+    looked = await (await api.ask("ann", "POST", "/api/bulk/preflight", json=body)).json()
+    assert not looked["ok"]
+    assert {row["code"] for row in looked["problems"]} == {"region_not_allowed"}
+    path = f"/api/senders/{sender['id']}"
+    response = await api.ask("root", "PATCH", path, json={"allowed_regions": []})
+    assert (await response.json())["allowed_regions"] == []
+    assert (await api.send(recipients=rows)).status == 202
