@@ -19,7 +19,9 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from shared.archive import Archive
 from shared.clock import Clock
+from shared.connect import open_postgres
 from shared.embedded.children import Child, ChildError, free_port, is_open, reap
 from shared.embedded.postgres import Postgres
 from shared.embedded.valkey import Valkey
@@ -105,7 +107,7 @@ class Local:
         if sandbox is not None:
             port = free_port()
             self._set(GRAPH_BASE_URL=f"http://127.0.0.1:{port}")
-            if self._settings.whatsapp_phone_number_id is None:
+            if self._settings.whatsapp_phone_number_id is None and not await self._has_sender():
                 self._set(
                     WHATSAPP_PHONE_NUMBER_ID="100000000000001",
                     WHATSAPP_ACCESS_TOKEN="sandbox-token",  # noqa: S106 - the sandbox takes any
@@ -177,6 +179,16 @@ class Local:
             self._postgres = Postgres(self.home / "postgres")
             await self._postgres.start()
             self._set(DATABASE_URL=self._postgres.url)
+
+    async def _has_sender(self) -> bool:
+        """Tell whether a database of the user's own has a sender `default`: it stays his."""
+        if self._settings.database_url is None:
+            return False
+        pool = await open_postgres(self._settings, size=1)
+        try:
+            return await Archive(pool).sender_by_name_or_id("default") is not None
+        finally:
+            await pool.close()
 
     async def _run(self, module: str, *words: str, stdin: str = "") -> str:
         process = await asyncio.create_subprocess_exec(

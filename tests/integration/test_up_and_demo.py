@@ -166,8 +166,15 @@ async def test_up_sees_dotenv_as_the_servers_do_and_leaves_foreign_tables_alone(
     rows = await connection.fetch("TABLE public.campaign_logs")
     assert [tuple(row) for row in rows] == [(7, "autumn")]
     ours = await connection.fetchval("SELECT count(*) FROM drumbeat.campaign_logs")
-    await connection.close()
     assert ours == 4
+    # A sender `default` of one's own is not the sandbox's to give another token.
+    mine = "UPDATE drumbeat.senders SET phone_number_id = '777', token_sealed = 'mine'"
+    await connection.execute(mine)
+    await folder.up(eventually)
+    await folder.stop()
+    row = await connection.fetchrow("SELECT phone_number_id, token_sealed FROM drumbeat.senders")
+    await connection.close()
+    assert tuple(row) == ("777", b"mine")
 
 
 async def test_up_names_a_fault_in_dotenv_and_the_demo_does_not_run_switched_off(
