@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -25,6 +25,7 @@ from shared.errors import NotFoundError, StoreError, TooManyError
 from shared.results import RecipientFilter
 
 COLUMNS: Final = Recipient.__struct_fields__
+_PHONE: Final = COLUMNS.index("to")
 # A client that takes less than a piece in this time holds a connection for nobody's good.
 SEND_S: Final = 30.0
 EXPORT_S: Final = 600.0
@@ -51,19 +52,20 @@ def cells_of(row: Recipient) -> list[str | int | None]:
     return cells
 
 
-def csv_of(rows: list[list[str | int | None]]) -> bytes:
-    r"""Return rows as CSV (RFC 4180); `to` is E.164 and stays as it is.
+def csv_of_cells(rows: Sequence[Sequence[str | int | None]], phone: int = -1) -> bytes:
+    r"""Return rows as CSV (RFC 4180); the cells of column `phone` are E.164 and stay as they are.
 
-    >>> csv_of([[0, "+15550000001", "=x"]])
+    >>> csv_of_cells([[0, "+15550000001", "=x"]], 1)
     b"0,+15550000001,'=x\r\n"
     """
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\r\n").writerow
-    phone = COLUMNS.index("to")
     for cells in rows:
         write(
-            safe_cell(cell) if isinstance(cell, str) and place != phone else cell
-            for place, cell in enumerate(cells)
+            [
+                safe_cell(cell) if isinstance(cell, str) and place != phone else cell
+                for place, cell in enumerate(cells)
+            ]
         )
     return out.getvalue().encode()
 
@@ -84,9 +86,9 @@ async def _slices(
 
 
 async def _csv(slices: Slices) -> Pieces:
-    yield csv_of([list(COLUMNS)])
+    yield csv_of_cells([COLUMNS])
     async for rows in slices:
-        yield await asyncio.to_thread(csv_of, [cells_of(row) for row in rows])
+        yield await asyncio.to_thread(csv_of_cells, [cells_of(row) for row in rows], _PHONE)
 
 
 async def _ndjson(slices: Slices) -> Pieces:

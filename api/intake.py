@@ -45,10 +45,11 @@ class Taken(People):
         allowed: regions that the sender may write to; none = all.
         is_filled: placeholders are filled (`has_vars`).
         at: JSON pointer of the rows.
+        problems_max: how many faults are kept.
 
     Attributes:
         rows: number of each accepted row.
-        faults: the first hundred, in the order of the rows.
+        faults: the first of them, in the order of the rows.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Taken(People):
         allowed: frozenset[str] = frozenset(),
         is_filled: bool = False,
         at: str = "/recipients",
+        problems_max: int = PROBLEMS_MAX,
     ) -> None:
         """Begin with nothing."""
         super().__init__(placeholders(message) if is_filled else [])
@@ -73,6 +75,7 @@ class Taken(People):
         self._region = region
         self._allowed = allowed
         self._at = at
+        self._problems_max = problems_max
         self._seen: set[int] = set()
 
     def take(self, rows: Sequence[object], first: int) -> None:
@@ -131,7 +134,7 @@ class Taken(People):
 
     def _wrong(self, row: int, code: str, detail: str, place: str = "") -> None:
         self.invalid += 1
-        if len(self.faults) < PROBLEMS_MAX:
+        if len(self.faults) < self._problems_max:
             self.faults.append(Fault(f"{self._at}/{row}{place}", code, detail, row))
 
     def _read(self, text: str, row: int) -> int:

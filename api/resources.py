@@ -26,6 +26,7 @@ from shared.settings import Settings
 from shared.uploads import Uploads
 
 EXPORTS_MAX: Final = 2
+READERS_MAX: Final = 2
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class Resources:
         is_draining: set by SIGTERM; readyz and new requests answer 503 from then on.
         born: the last known `born` of each shard, for the rows of jobs.
         exports: places for exports: each holds a connection of the pool.
+        readers: places for child processes that read uploads.
         turns: one lock a user: one submission is decoded at a time.
         ready: checks of /readyz.
     """
@@ -59,6 +61,7 @@ class Resources:
     is_draining: bool = False
     born: dict[int, str] = field(default_factory=dict)
     exports: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(EXPORTS_MAX))
+    readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS_MAX))
     turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     @property

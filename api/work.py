@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from api import campaigns, changes, exports, history, preflight, recipients, retry
+from api import campaigns, changes, exports, history, preflight, recipients, retry, uploads
 
 ROUTES: Final = (
     *recipients.ROUTES,
@@ -14,4 +14,5 @@ ROUTES: Final = (
     *preflight.ROUTES,
     *history.ROUTES,
     *campaigns.ROUTES,
+    *uploads.ROUTES,
 )
