@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from api import audit_log, keyring, senders, suppressions, switching, users
+from api import audit_log, error_pages, keyring, senders, suppressions, switching, users
 
 ROUTES: Final = (
     *switching.ROUTES,
@@ -13,4 +13,5 @@ ROUTES: Final = (
     *senders.ROUTES,
     *suppressions.ROUTES,
     *audit_log.ROUTES,
+    *error_pages.ROUTES,
 )

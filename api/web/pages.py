@@ -32,6 +32,14 @@ def _load() -> tuple[bytes, dict[str, tuple[bytes, str]]]:
 _PAGE, _ASSETS = _load()
 
 
+def path_of(name: str) -> str:
+    """Return where a file of ours is served; its name there changes with its content."""
+    stem, _, ending = name.partition(".")
+    found = next(hashed for hashed in _ASSETS if hashed.startswith(f"{stem}-"))
+    assert found.endswith(ending)  # noqa: S101 - a name of ours
+    return f"/static/{found}"
+
+
 def _page(_request: web.Request) -> web.Response:
     return web.Response(body=_PAGE, content_type="text/html", charset="utf-8")
 
