@@ -187,6 +187,7 @@ class Executor:
         self._t = tools
         self._claim = claim
         self._go = go
+        self._server = tools.pulse.servers[claim.shard]
         self._sender: Sender | None = None
         self._todo: list[Todo] = []
         self._noted: deque[Todo] = deque()
@@ -292,7 +293,10 @@ class Executor:
             handle.cancel()
 
     def _may_go_on(self) -> bool:
-        return self._is_owner and self._t.pulse.may_start(self._claim.shard, self._claim.job)
+        pulse, shard = self._t.pulse, self._claim.shard
+        # Another server since: what is only noted there goes back, as if it had never been.
+        is_same = pulse.servers[shard] == self._server
+        return self._is_owner and is_same and pulse.may_start(shard, self._claim.job)
 
     def _take(self) -> list[Todo]:
         """Return what is to be noted next; nothing while a window's worth has not started."""
@@ -327,9 +331,6 @@ class Executor:
                 self._note(Fact(x.index, State.PENDING, x.attempt), None)
         elif take:
             # Only what is noted may leave: an intent nobody stored is a message nobody knows of.
-            air = self._t.pulse.in_the_air.setdefault(self._claim.entry, {})
-            for x in take:
-                air[x.index] = x.attempt
             self._noted.extend(take)
             self._work.set()
 
@@ -400,6 +401,8 @@ class Executor:
         position = self._claim.chunk * job.chunk_size + todo.index
         opaque = opaque_of(t.opaque_key, self._claim.job, position, todo.attempt)
         body = job.make(phone, values, opaque)
+        # Told to another server until its outcome is: noted alone, it may be sent by somebody else.
+        t.pulse.in_the_air.setdefault(self._claim.entry, {})[todo.index] = todo.attempt
         start_s = t.clock.monotonic()
         self._calls += 1
         answer = await t.graph.send(sender.version, sender.phone_number_id, sender.token, body)

@@ -66,6 +66,8 @@ class Pulse:
         self._good_until_s = [0.0] * queue.shards
         self._stopped: list[frozenset[str]] = [frozenset()] * queue.shards
         self._run = [""] * queue.shards
+        # Counts the servers met: what was noted at one is not known to the next.
+        self.servers = [0] * queue.shards
         self._told = [""] * queue.shards
         self._recent: deque[Told] = deque()
         self.off = [False] * queue.shards
@@ -162,6 +164,8 @@ class Pulse:
             # went past Redis to the archive: it is told again, else the two never agree.
             self._told[shard] = _NOBODY
         self.is_wiped[shard] = ticked.wiped
+        if self._run[shard] not in ("", ticked.run):
+            self.servers[shard] += 1
         self._run[shard] = ticked.run
         self._stopped[shard] = frozenset(ticked.stop)
         self.off[shard] = ticked.off
