@@ -384,6 +384,7 @@ _BOMS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\x00")
 # C0 controls and DEL's neighbours that JSON lets through as escapes; \t \n \r are looked at
 # by the one field that may hold them.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_BREAKS: Final = re.compile(r"\A/message/[a-z]+/(?:caption|body/text)\Z")
 _CONTROL_OR_BREAK: Final = re.compile(r"[\x00-\x1f]")
 
 
@@ -450,8 +451,11 @@ def decode(body: bytes, kind: type[T], breaks_at: str = "") -> T:
             raise InvalidError("not_object", "The body must be a JSON object.") from error
         refuse_controls(whole, breaks_at)
         raise _invalid(str(error)) from error
-    if b"\\u00" in body:
-        refuse_controls(_read(_ANY, body), breaks_at)
+    # Rows are looked at one by one elsewhere.
+    plain: object = value
+    if isinstance(plain, SendRequest):
+        plain = msgspec.structs.replace(plain, recipients=UNSET)
+    refuse_controls(msgspec.to_builtins(plain), breaks_at)
     return value
 
 
@@ -494,10 +498,11 @@ def refuse_controls(value: Any, breaks_at: str = "", pointer: str = "") -> None:
             left to `api.intake`, which names every one of them.
     """
     if isinstance(value, str):
-        pattern = _CONTROL if pointer == breaks_at else _CONTROL_OR_BREAK
-        # Breaks in a template's parameter have a sentence of their own (`param_whitespace`).
-        if pointer.startswith("/message/template/"):
-            pattern = _CONTROL
+        # Breaks in a template's parameter have a sentence of their own (`param_whitespace`);
+        # captions and the bodies of the other kinds are texts like that of a text.
+        may_break = pointer == breaks_at or pointer.startswith("/message/template/")
+        may_break = may_break or _BREAKS.match(pointer) is not None
+        pattern = _CONTROL if may_break else _CONTROL_OR_BREAK
         if pattern.search(value):
             raise InvalidError(
                 "control_char",

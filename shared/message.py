@@ -5,21 +5,20 @@ Limits are those of Meta's pages on text and template messages, read 2026-09-11 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from shared.errors import Fault
+from shared.kinds import faults_of, medium_faults, texts_of
 
 BODY_MAX: Final = 4096
+MESSAGE_MAX: Final = 262_144
 COMPONENTS_MAX: Final = 10
 PARAMETERS_MAX: Final = 100
-LINK_MAX: Final = 2048
 TEXT_MAX: Final = {"header": 60, "body": 1024, "button": 2000}
 PLACEHOLDER: Final = re.compile(r"\{\{([a-z0-9_]{1,32})\}\}")
 
@@ -46,6 +45,7 @@ _PARAMETERS: Final = frozenset(
     )
 )
 _MEDIA: Final = ("image", "video", "document")
+_PLAIN: Final = ("payload", "coupon_code")
 
 BodyMaker = Callable[[int, "list[str] | None", str], bytes]
 
@@ -90,7 +90,81 @@ class TemplateMessage(
     template: Template
 
 
-Message = TextMessage | TemplateMessage
+class ImageMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="image"
+):
+    """A picture; like all kinds below it goes to Graph as it is, after the checks of `kinds`."""
+
+    image: dict[str, Any]
+
+
+class VideoMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="video"
+):
+    """A film."""
+
+    video: dict[str, Any]
+
+
+class AudioMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="audio"
+):
+    """A recording."""
+
+    audio: dict[str, Any]
+
+
+class DocumentMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="document"
+):
+    """A file."""
+
+    document: dict[str, Any]
+
+
+class StickerMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="sticker"
+):
+    """A sticker."""
+
+    sticker: dict[str, Any]
+
+
+class InteractiveMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="interactive"
+):
+    """Something to tap: buttons, a list, a link, a flow, products …."""
+
+    interactive: dict[str, Any]
+
+
+class LocationMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="location"
+):
+    """A place."""
+
+    location: dict[str, Any]
+
+
+class ContactsMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="contacts"
+):
+    """One to five people to write to."""
+
+    contacts: list[dict[str, Any]]
+
+
+OtherMessage = (
+    ImageMessage
+    | VideoMessage
+    | AudioMessage
+    | DocumentMessage
+    | StickerMessage
+    | InteractiveMessage
+    | LocationMessage
+    | ContactsMessage
+)
+Message = TextMessage | TemplateMessage | OtherMessage
 _DECODER: Final = msgspec.json.Decoder(Message)
 
 
@@ -105,8 +179,12 @@ def message_of(raw: bytes) -> Message:
 
 
 def kind_of(message: Message) -> str:
-    """Return `text` or `template`."""
-    return "text" if isinstance(message, TextMessage) else "template"
+    """Return the word that names the message's struct, such as `text`."""
+    return str(message.__struct_config__.tag)
+
+
+def _object_of(message: OtherMessage) -> Any:  # noqa: ANN401 - a dict, or contacts' list
+    return getattr(message, kind_of(message))
 
 
 class Slot(NamedTuple):
@@ -126,9 +204,15 @@ class Slot(NamedTuple):
 
 
 def slots(message: Message) -> list[Slot]:
-    """Return the strings that values may fill: the body of a text, the texts of parameters."""
+    """Return the strings that values may fill: bodies, captions and the texts of parameters."""
     if isinstance(message, TextMessage):
         return [Slot("/message/text/body", message.text.body, BODY_MAX, is_parameter=False)]
+    if not isinstance(message, TemplateMessage):
+        kind = kind_of(message)
+        return [
+            Slot(f"/message/{kind}{pointer}", text, limit, is_parameter=False)
+            for pointer, text, limit in texts_of(kind, _object_of(message))
+        ]
     found = []
     for number, component in enumerate(message.template.components):
         for index, parameter in enumerate(component.parameters):
@@ -168,6 +252,12 @@ def parse_message(message: Message) -> list[Fault]:
     faults = []
     if isinstance(message, TemplateMessage):
         faults = _template_faults(message.template)
+    elif not isinstance(message, TextMessage):
+        kind = kind_of(message)
+        faults = faults_of(kind, _object_of(message), f"/message/{kind}")
+    if len(msgspec.json.encode(message)) > MESSAGE_MAX:
+        text = f"a message is at most {MESSAGE_MAX} bytes"
+        faults.append(Fault("/message", "validation_failed", text))
     for slot in slots(message):
         found = text_fault(slot.text, slot.limit, is_parameter=slot.is_parameter)
         if found is not None:
@@ -222,50 +312,25 @@ def _component_faults(component: Component, at: str) -> list[Fault]:
             if not isinstance(parameter.get("parameter_name", ""), str):
                 wrong(f"{place}/parameter_name", "a name is a string")
         elif kind in _MEDIA:
-            faults += _media_faults(parameter.get(kind), f"{at}{place}/{kind}")
-        elif kind != "payload" and kind not in parameter:
-            wrong(place, "the object named by type is missing")
+            faults += medium_faults(parameter.get(kind), f"{at}{place}/{kind}")
+        elif kind == "currency":
+            faults += _currency_faults(parameter.get(kind), f"{at}{place}/{kind}")
+        elif kind not in parameter:
+            wrong(place, "the field named by type is missing")
+        elif kind in _PLAIN and not (isinstance(parameter[kind], str) and parameter[kind]):
+            wrong(f"{place}/{kind}", "a text that is not empty")
     return faults
 
 
-def _media_faults(medium: object, at: str) -> list[Fault]:
-    if not isinstance(medium, dict) or ("id" in medium) == ("link" in medium):
-        return [Fault(at, "validation_failed", "a medium has either an id or a link")]
-    if "link" in medium and not is_safe_link(medium["link"]):
-        text = "a link is https, at most 2,048 characters, to a public host name"
-        return [Fault(f"{at}/link", "bad_media_url", text)]
-    if "id" in medium and not isinstance(medium["id"], str):
-        return [Fault(f"{at}/id", "validation_failed", "an id is a string")]
-    return []
-
-
-_HOST: Final = re.compile(r"\A(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{1,62}\Z")
-_PRIVATE: Final = (".internal", ".local", ".localhost", ".home.arpa")
-
-
-def is_safe_link(link: object) -> bool:
-    """Tell whether Meta may be given this link: https to a host name that is not private.
-
-    >>> is_safe_link("https://example.com/a.png"), is_safe_link("https://0x7f.1/a.png")
-    (True, False)
-    """
-    if not isinstance(link, str) or len(link) > LINK_MAX or not link.isascii():
-        return False
-    if any(letter <= " " or letter in '\\"<>^`{|}\x7f' for letter in link):
-        return False
-    try:
-        parts = urlsplit(link)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        return False
-    if parts.scheme != "https" or "@" in parts.netloc or host.endswith(_PRIVATE):
-        return False
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        # A last label that begins with a letter is no address in any notation.
-        return _HOST.match(host) is not None
-    return False
+def _currency_faults(currency: object, at: str) -> list[Fault]:
+    given = currency if isinstance(currency, dict) else {}
+    amount = given.get("amount_1000")
+    is_whole = isinstance(amount, int) and not isinstance(amount, bool)
+    texts = [given.get("fallback_value"), given.get("code")]
+    if is_whole and all(isinstance(text, str) and text for text in texts):
+        return []
+    words = "a currency has a fallback_value, a code and a whole amount_1000"
+    return [Fault(at, "validation_failed", words)]
 
 
 def _fillable(text: str, names: list[str]) -> msgspec.Raw:
@@ -281,11 +346,24 @@ def _inner(text: str) -> str:
     return msgspec.json.encode(text)[1:-1].decode()
 
 
-def _content(message: Message, names: list[str]) -> dict[str, Any]:
+def _marked(value: Any, at: str, texts: set[str], names: list[str]) -> Any:  # noqa: ANN401
+    """Return a copy in which the strings at `texts` are fillable."""
+    if isinstance(value, dict):
+        return {name: _marked(one, f"{at}/{name}", texts, names) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_marked(one, f"{at}/{place}", texts, names) for place, one in enumerate(value)]
+    return _fillable(value, names) if at in texts else value
+
+
+def _content(message: Message, names: list[str]) -> Any:  # noqa: ANN401 - as Graph takes it
     """Return the object under the kind's name as Graph takes it, fillable strings marked."""
     if isinstance(message, TextMessage):
         body = _fillable(message.text.body, names)
         return {"body": body, "preview_url": message.text.preview_url}
+    if not isinstance(message, TemplateMessage):
+        kind = kind_of(message)
+        texts = {slot.pointer for slot in slots(message)}
+        return _marked(_object_of(message), f"/message/{kind}", texts, names)
     template = message.template
     components = []
     for component in template.components:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api import wire
+from shared.links import is_safe_link
 from shared.message import (
     Component,
     Message,
@@ -19,7 +20,6 @@ from shared.message import (
     Text,
     TextMessage,
     body_for,
-    is_safe_link,
     message_of,
     parse_message,
     placeholders,
