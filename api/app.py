@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -160,6 +161,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await _listen(runner, settings)
+        # What is here now stays: a full collection in mid-request need not look at it again.
+        gc.collect()
+        gc.freeze()
         _log.info(
             "api.started", port=settings.api_port, sandbox=settings.is_sandbox, version=made.version
         )

@@ -6,7 +6,7 @@ import asyncio
 import csv
 import io
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Final
 
 import msgspec
@@ -97,11 +97,11 @@ async def _ndjson(slices: Slices) -> Pieces:
 
 
 async def _xlsx(slices: Slices) -> Pieces:
-    sheet = Spreadsheet()
-    yield sheet.add([COLUMNS])
-    async for rows in slices:
-        yield await asyncio.to_thread(sheet.add, [cells_of(row) for row in rows])
-    yield await asyncio.to_thread(sheet.end)
+    with closing(Spreadsheet()) as sheet:
+        yield sheet.add([COLUMNS])
+        async for rows in slices:
+            yield await asyncio.to_thread(sheet.add, [cells_of(row) for row in rows])
+        yield await asyncio.to_thread(sheet.end)
 
 
 async def export_csv(request: web.Request) -> web.StreamResponse:

@@ -26,7 +26,7 @@ from shared.results import RECEIPTS, RecipientFilter, ResultRow, Snapshot
 OUTCOMES: Final = ("pending", "sent", "failed", "skipped", "cancelled", "unknown")
 FILTERS: Final = ("outcome", "receipt", "code", "q")
 # Positions a statement looks at: some milliseconds for PostgreSQL and for the loop.
-WINDOW: Final = 2000
+WINDOW: Final = 1000
 _CODES_MAX: Final = 20
 _Q_MAX: Final = 200
 _CODE: Final = re.compile(r"\A[0-9]{1,9}\Z")

@@ -96,10 +96,15 @@ class Spreadsheet:
 
     def end(self) -> bytes:
         """Return the last bytes."""
-        self._sheet.write(b"</sheetData></worksheet>")
+        if not self._sheet.closed:
+            self._sheet.write(b"</sheetData></worksheet>")
+        self.close()
+        return self._pieces.taken()
+
+    def close(self) -> None:
+        """Let go of a sheet, finished or not; may be called twice."""
         self._sheet.close()
         self._zip.close()
-        return self._pieces.taken()
 
 
 def _cell(value: str | int | None) -> str:

@@ -89,8 +89,14 @@ class Snapshot:
         as_of_ms: the moment, epoch.
     """
 
-    def __init__(self, connection: asyncpg.pool.PoolConnectionProxy, row: Any) -> None:  # noqa: ANN401 - asyncpg's Record
+    def __init__(
+        self,
+        pool: asyncpg.Pool[Any],
+        connection: asyncpg.pool.PoolConnectionProxy,
+        row: Any,  # noqa: ANN401 - asyncpg's Record
+    ) -> None:
         """Borrow a connection that is inside its transaction."""
+        self._pool = pool  # `guarded` closes the others when one does not answer
         self._connection = connection
         self._number: int = row["number"]
         self.recipients: int = row["recipients"]
@@ -177,7 +183,7 @@ class Results:
     ) -> Snapshot | None:
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         row = await connection.fetchrow(SQL["roster"], job_id, owner)
-        return None if row is None else Snapshot(connection, row)
+        return None if row is None else Snapshot(self._pool, connection, row)
 
     @guarded
     async def _release(self, connection: asyncpg.pool.PoolConnectionProxy) -> None:

@@ -167,13 +167,13 @@ async def test_a_client_that_leaves_gives_its_connection_back(
     api: Api, eventually: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = await job_of(api, 20_000)
-    path = f"/api/bulk/jobs/{job}/recipients.csv"
+    path = f"/api/bulk/jobs/{job}/recipients"
     token = api.tokens["ann"]
     server = api.client.server
-    for _ in range(6):
+    for suffix in ("csv", "xlsx", "ndjson") * 2:
         reader, writer = await asyncio.open_connection(server.host, server.port)
         writer.write(
-            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"GET {path}.{suffix} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             f"Authorization: Bearer {token}\r\n\r\n".encode()
         )
         assert await reader.read(100)
@@ -184,5 +184,5 @@ async def test_a_client_that_leaves_gives_its_connection_back(
 
     await eventually(is_free)
     assert "http.failed" not in caplog.text
-    response = await api.ask("ann", "GET", path)
+    response = await api.ask("ann", "GET", f"{path}.csv")
     assert len((await response.text()).splitlines()) == 20_001
