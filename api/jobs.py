@@ -52,6 +52,24 @@ async def statuses_of(made: Resources, rows: list[JobRow]) -> list[JobStatus | N
         return [None] * len(rows)
 
 
+async def settled_state(made: Resources, row: JobRow) -> str:
+    """Return a job's state; a final one's recipients are all logged.
+
+    Raises:
+        ConflictError: the job is over, and its last outcomes are on their way to PostgreSQL.
+    """
+    done = row.sent + row.failed + row.skipped + row.cancelled + row.unknown
+    if row.state in FINAL_STATES and done == row.recipients:
+        return row.state
+    state = row.state
+    if state not in FINAL_STATES:
+        state = job_of(row, (await statuses_of(made, [row]))[0], made.clock.now_ms()).state
+    if state in FINAL_STATES:
+        text = "The job's last results are still being written; ask again."
+        raise ConflictError("state_conflict", text, state, retry_after_s=1)
+    return state
+
+
 async def show(request: web.Request) -> web.Response:
     """GET /api/bulk/jobs/{jobId}."""
     made, asker = resources(request), principal(request)

@@ -15,14 +15,13 @@ from api.auth import Principal, principal
 from api.draft import Draft, Wanted, store
 from api.guard import SMALL_BODY, body_of
 from api.idempotency import answer_of, hash_of, key_of, replay
-from api.jobs import statuses_of
+from api.jobs import settled_state
 from api.owned import id_of, visible
 from api.recipients import WINDOW
 from api.resources import Resources, resources
 from api.roster import People, Roster
 from api.router import Route, query_of
 from api.submit import sender_of, turn_of
-from api.views import job_of
 from api.wire import refuse
 from shared import logs
 from shared.archive import JobRow, unpack_blob
@@ -160,7 +159,9 @@ async def _retry(
     again = await replay(made, row.owner, route, key, request_hash or b"")
     if again is not None:
         return again
-    await _require_final(made, row)
+    state = await settled_state(made, row)
+    if state not in FINAL_STATES:
+        raise ConflictError("state_conflict", f"A job that is {state} takes no retry.", state)
     now_ms = made.clock.now_ms()
     sender = await sender_of(row.sender_id, made)
     family = await made.lineage.family(row.id)
@@ -201,23 +202,6 @@ async def _retry(
         content_type="application/json",
         headers={"Location": answer.links.self},
     )
-
-
-async def _require_final(made: Resources, row: JobRow) -> None:
-    """Refuse a job that is not over.
-
-    Raises:
-        ConflictError: with its state; or its last outcomes are still on their way.
-    """
-    done = row.sent + row.failed + row.skipped + row.cancelled + row.unknown
-    if row.state in FINAL_STATES and done == row.recipients:
-        return
-    status = (await statuses_of(made, [row]))[0]
-    state = job_of(row, status, made.clock.now_ms()).state
-    if state in FINAL_STATES:
-        text = "The job's last results are still being written; ask again."
-        raise ConflictError("state_conflict", text, state, retry_after_s=1)
-    raise ConflictError("state_conflict", f"A job that is {state} takes no retry.", state)
 
 
 def _nobody(excluded: list[Excluded]) -> InvalidError:

@@ -12,6 +12,7 @@ from api import wire
 from api.auth import Principal
 from api.columns import Mapping, mapping_of, row_of
 from api.intake import BLANK, SLICE, UNREADABLE, has_vars
+from api.jobs import settled_state
 from api.recipients import WINDOW, filter_of, narrowed
 from api.resources import Resources
 from api.roster import Roster
@@ -88,6 +89,7 @@ async def source_of(body: wire.SendRequest, made: Resources, asker: Principal) -
 
     Raises:
         InvalidError: the upload is gone, a column is not there, the job is not the asker's.
+        ConflictError: the job's last outcomes are still being written.
     """
     if body.upload_id is not None:
         return await _of_upload(body, body.upload_id, made, asker)
@@ -148,8 +150,10 @@ async def _of_job(
     if what.older_than_s:
         before_ms = made.clock.now_ms() - what.older_than_s * 1000
         narrow = msgspec.structs.replace(narrow, before_ms=before_ms)
-    if not ids.is_job_id(what.job):
+    row = await made.archive.job(what.job, asker.owner) if ids.is_job_id(what.job) else None
+    if row is None:
         refuse("/recipients_from/job", "there is no such job of yours")
+    await settled_state(made, row)
     positions: list[int] = []
     async with made.results.snapshot(what.job, asker.owner) as snapshot:
         if snapshot is None:

@@ -1,5 +1,6 @@
-"""What every test of the endpoints may ask for."""
+"""What every test of the endpoints, and of whole processes, may ask for."""
 
+from tests.e2e.stack import stack
 from tests.integration.desk import api
 
-__all__ = ["api"]
+__all__ = ["api", "stack"]

@@ -133,7 +133,11 @@ async def test_only_a_final_job_of_ones_own_is_retried(api: Api) -> None:
     conflict = await problem(await retry(api, job), 409, "state_conflict")
     assert conflict["state"] in {"queued", "running"}
     await end(api, job)
-    await problem(await retry(api, job), 409, "state_conflict")  # its rows are not all logged
+    response = await retry(api, job)  # its rows are not all logged
+    await problem(response, 409, "state_conflict")
+    assert response.headers["Retry-After"] == "1"
+    early = await api.send(recipients=..., message=OTHER, recipients_from={"job": job})
+    await problem(early, 409, "state_conflict")
     done = await ended(api)
     await problem(await retry(api, done, "ben"), 404, "not_found")
     body = await (await retry(api, done, "root")).json()
