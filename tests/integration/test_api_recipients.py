@@ -12,6 +12,7 @@ from python_calamine import CalamineWorkbook
 
 from api.exports import COLUMNS
 from shared.models import State
+from shared.results import RecipientFilter
 from tests.integration.desk import NUMBERS, Api, come_to, problem
 
 
@@ -156,9 +157,12 @@ async def test_the_files_say_what_the_table_says(api: Api) -> None:
 async def test_an_export_is_one_snapshot_while_the_job_goes_on(api: Api) -> None:
     job = await job_of(api, 6000)
     path = f"/api/bulk/jobs/{job}/recipients.csv?outcome=pending"
+    what = RecipientFilter(outcomes=["pending"])
     async with api.made.results.snapshot(job, api.ann) as snapshot:
         assert snapshot is not None
         await come_to(api, job, *((n, State.SENT, None) for n in range(3000, 3050)))
+        rows = await snapshot.window(3000, 3099, what, 100)
+    assert len(rows) == 100
     lines = (await (await api.ask("ann", "GET", path)).text()).splitlines()
     assert len(lines) == 1 + 6000 - 50
 
