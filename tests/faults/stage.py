@@ -133,6 +133,19 @@ _OPEN: Final = """SELECT count(*) FROM bulk_jobs WHERE state NOT IN ('completed'
   OR sent + failed + skipped + unknown + cancelled < recipients"""
 
 
+class SteppedPool(Pool):
+    """Slots whose step ends where a process would wait for its next tick."""
+
+    def __init__(self, life: Life, tools: Tools, slots: int) -> None:
+        super().__init__(tools, slots)
+        self._life = life
+
+    async def _room(self, shard: int) -> None:
+        if not self._t.pulse.may_claim(shard):
+            self._life.on_idle()
+        await super()._room(shard)
+
+
 class Worker:
     """One worker process, taken step by step."""
 
@@ -162,7 +175,7 @@ class Worker:
             b"opaque",
             scopes.act,
         )
-        self.pool = Pool(tools, settings.worker_slots)
+        self.pool = SteppedPool(life, tools, settings.worker_slots)
         self.writer = LogWriter(
             self.queue, archive, settings, clock, stage.worker_metrics, life.name
         )
@@ -187,9 +200,7 @@ class Worker:
         await self.publisher.look(0)
 
     async def take(self) -> None:
-        """Claim and send until there is nothing to claim."""
-        if not self.pulse.may_start(0, ""):
-            return  # it would hand back and claim again until the next tick, and no time passes
+        """Claim and send until there is nothing to claim, or a tick must come first."""
         stop = self._until_idle()
         await self.pool._read(0, stop)
         while self.pool._running:
@@ -541,7 +552,7 @@ class Stage:
         """Take turns until every job has ended, nobody stands still, and all have left."""
         for count, wait_ms in enumerate(WAITS_MS):
             await self.turn()
-            if count == PATIENCE:  # whoever stands still may hold what all wait for
+            if count and count % PATIENCE == 0:  # whoever stands still may hold what all wait for
                 for life in await self._wake(is_late=True):
                     await self._finish(life)
             if self.has_operator:
