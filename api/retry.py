@@ -28,7 +28,7 @@ from shared.archive import JobRow, unpack_blob
 from shared.errors import ConflictError, Fault, InvalidError
 from shared.graph_codes import FIRST_REASON, ROWS, CodeRow
 from shared.graph_codes import row_of as code_row
-from shared.lineage import Kin
+from shared.lineage import FAMILY_MAX, Kin
 from shared.message import message_of
 from shared.models import FINAL_STATES, Reason
 from shared.results import RecipientFilter, ResultRow
@@ -165,6 +165,8 @@ async def _retry(
     now_ms = made.clock.now_ms()
     sender = await sender_of(row.sender_id, made)
     family = await made.lineage.family(row.id)
+    if len(family) >= FAMILY_MAX:
+        raise ConflictError("state_conflict", "There are too many retries of these.", row.state)
     chosen = await _choose(made, row, body, await _marks(made, row, family, body), now_ms)
     if not chosen.people.phones:
         raise _nobody(chosen.excluded)

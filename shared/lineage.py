@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import msgspec
 
 from shared.archive import SQL, JobRow, NewJob, columns_of, guarded
 from shared.errors import ConflictError
+
+# Jobs of one family of retries that are looked at; who cannot see all makes no more.
+FAMILY_MAX: Final = 1000
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -59,8 +62,13 @@ class Lineage:
 
     @guarded
     async def family(self, job_id: str) -> list[Kin]:
-        """Return the job that all retries around this one stem from, and all of them, in order."""
-        return [Kin(**dict(row)) for row in await self._pool.fetch(SQL["family"], job_id)]
+        """Return the job that all retries around this one stem from, and them, in order.
+
+        At most `FAMILY_MAX`: then there may be more.
+        """
+        return [
+            Kin(**dict(row)) for row in await self._pool.fetch(SQL["family"], job_id, FAMILY_MAX)
+        ]
 
     @guarded
     async def add_child(self, job: NewJob, seen: list[Kin]) -> None:
@@ -73,7 +81,7 @@ class Lineage:
             async with self._pool.acquire() as connection, connection.transaction():
                 # Retries anywhere in a family wait for each other at its root.
                 await connection.execute(SQL["lock_root"], seen[0].id)
-                rows = await connection.fetch(SQL["family"], seen[0].id)
+                rows = await connection.fetch(SQL["family"], seen[0].id, FAMILY_MAX)
                 if [row["id"] for row in rows] == [kin.id for kin in seen]:
                     await connection.execute(SQL["add_job"], *columns_of(job))
                     return

@@ -16,7 +16,7 @@ WITH RECURSIVE up AS (
   SELECT c.number, c.id, c.parent, c.state FROM bulk_jobs c JOIN line ON c.parent = line.id
   WHERE c.is_retry
 )
-SELECT number, id, parent, state FROM line ORDER BY number LIMIT 1000;
+SELECT number, id, parent, state FROM line ORDER BY number LIMIT $2;
 
 -- name: lock_root
 -- Whoever makes a retry of a family holds it.
