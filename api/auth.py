@@ -16,7 +16,14 @@ from api.passwords import hash_password, needs_rehash, verify_password
 from api.resources import Resources, resources
 from shared import logs
 from shared.archive import KeyRow, UserRow
-from shared.errors import ArchiveError, DeniedError, MalformedError, TooManyError
+from shared.errors import (
+    ArchiveError,
+    DeniedError,
+    Fault,
+    InvalidError,
+    MalformedError,
+    TooManyError,
+)
 
 _KEY: Final = re.compile(r"\Adrb_([0-9a-z]{10})_[0-9A-Za-z]{43}\Z")
 _BEARER: Final = re.compile(r"\A[Bb]earer +(\S{1,256})\Z")
@@ -212,6 +219,17 @@ def check_access(access: Access, asker: Principal) -> None:
         raise DeniedError("scope_missing", f"The API key lacks the scope {access.scope}.")
 
 
+def _refuse_query(request: web.Request) -> None:
+    """Refuse a query: none of a session's routes takes one.
+
+    Raises:
+        InvalidError: 422 `unknown_parameter`.
+    """
+    if request.query:
+        fault = Fault("", "unknown_parameter", "Offered: none.")
+        raise InvalidError("unknown_parameter", "There are no parameters here.", [fault])
+
+
 def _me(asker: Principal) -> web.Response:
     body = wire.Me(
         asker.user_id,
@@ -228,6 +246,7 @@ async def log_in(request: web.Request) -> web.Response:
     made = resources(request)
     settings, address = made.settings, address_of(request, made.settings)
     check_csrf(request, settings)
+    _refuse_query(request)
     body = wire.decode(await body_of(request, SMALL_BODY, settings.body_timeout_s), wire.Login)
     wire.refuse_controls({"email": body.email, "password": body.password})
     wait_s = await made.visitors.login(body.email, address)
@@ -266,11 +285,13 @@ async def log_in(request: web.Request) -> web.Response:
 
 async def me(request: web.Request) -> web.Response:
     """GET /api/session: who am I?"""
+    _refuse_query(request)
     return _me(principal(request))
 
 
 async def log_out(request: web.Request) -> web.Response:
     """DELETE /api/session: end this session."""
+    _refuse_query(request)
     made, asker = resources(request), principal(request)
     await made.visitors.close(asker.user_id, asker.session)
     await made.archive.audit(asker.user_id, "logout", asker.user_id, "ok")

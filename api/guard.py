@@ -191,5 +191,3 @@ async def body_of(request: web.Request, limit: int, timeout_s: float) -> bytes:
     except (TimeoutError, ConnectionError, web.RequestPayloadError) as error:
         raise MalformedError("bad_request", "The body did not come whole.") from error
     return bytes(body)
-
-

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from api import audit_log, error_pages, keyring, senders, suppressions, switching, users
+from api import (
+    audit_log,
+    error_pages,
+    keyring,
+    reference,
+    senders,
+    suppressions,
+    switching,
+    users,
+)
 
 ROUTES: Final = (
     *switching.ROUTES,
@@ -14,4 +23,5 @@ ROUTES: Final = (
     *suppressions.ROUTES,
     *audit_log.ROUTES,
     *error_pages.ROUTES,
+    *reference.ROUTES,
 )
