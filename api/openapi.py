@@ -70,7 +70,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /api/bulk/jobs": Operation(
         "List one's own jobs, newest first.", wire.JobList, query=(*_PAGE, *_LIST)),
     f"GET {_JOB}": Operation("Show a job.", wire.Job, query=("expand",)),
-    f"PATCH {_JOB}": Operation("Change a job that has not ended.", wire.Job, JobPatch, conflicts=True),
+    f"PATCH {_JOB}": Operation("Change a job that has not ended.", wire.Job, JobPatch,
+                                 conflicts=True),
     f"POST {_JOB}/pause": Operation(
         "Stop a job; nobody else starts within 1.5 s.", wire.Job, wire.Reason, conflicts=True),
     f"POST {_JOB}/resume": Operation(

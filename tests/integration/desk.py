@@ -121,6 +121,15 @@ async def problem(response: ClientResponse, status: int, code: str) -> dict[str,
     return dict(body)
 
 
+async def session_of(api: Api, name: str, password: str = PASSWORD) -> dict[str, str]:
+    """Log in; return the cookie as a header."""
+    login = {"email": f"{name}@example.com", "password": password}
+    response = await api.client.post("/api/session", json=login)
+    assert response.status == 200, await response.text()
+    api.client.session.cookie_jar.clear()
+    return {"Cookie": response.headers["Set-Cookie"].split(";")[0]}
+
+
 async def come_to(
     api: Api, job_id: str, *outcomes: tuple[int, State, int | None], at_ms: int = 5
 ) -> None:

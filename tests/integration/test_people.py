@@ -7,19 +7,10 @@ from typing import Any
 
 from shared.ids import Ids
 from shared.office import AuditFilter
-from tests.integration.desk import PASSWORD, Api, problem
+from tests.integration.desk import PASSWORD, Api, problem, session_of
 
 Eventually = Callable[..., Awaitable[Any]]
 BETTER = "a much better one"
-
-
-async def session_of(api: Api, name: str, password: str = PASSWORD) -> dict[str, str]:
-    """Log in; return the cookie as a header."""
-    login = {"email": f"{name}@example.com", "password": password}
-    response = await api.client.post("/api/session", json=login)
-    assert response.status == 200, await response.text()
-    api.client.session.cookie_jar.clear()
-    return {"Cookie": response.headers["Set-Cookie"].split(";")[0]}
 
 
 async def key_of(api: Api, session: dict[str, str], **fields: Any) -> dict[str, Any]:
