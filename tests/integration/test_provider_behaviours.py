@@ -573,6 +573,7 @@ async def test_a_provider_that_dies_in_mid_call_leaves_doubt_about_the_calls_alo
         (lost(html(429, **{"Retry-After": "2"}), delay_ms=150), 2.0),
     ],
 )
+@pytest.mark.slow  # its figures need a machine that does nothing else
 async def test_a_throttle_cuts_the_rate_once_and_costs_nobody_an_attempt(
     provider: Provider, step: Step, block_s: float
 ) -> None:
@@ -599,6 +600,7 @@ async def test_a_throttle_cuts_the_rate_once_and_costs_nobody_an_attempt(
 BREAKERS = (100, 130497, 131008, 131009, 131051, 132000, 132012, 999_001)
 
 
+@pytest.mark.slow  # its figures need a machine that does nothing else
 async def test_a_content_error_opens_the_breaker_and_the_repaired_job_goes_on(
     provider: Provider,
 ) -> None:
