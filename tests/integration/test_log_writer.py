@@ -106,8 +106,11 @@ async def test_intents_told_again_of_a_job_that_is_gone_end_no_worker(
     async def is_written() -> bool:
         return await logged() == {0: State.CANCELLED, 1: State.SENT}
 
+    async def is_acknowledged() -> bool:
+        return not await pending(settings)
+
     await eventually(is_written)
-    assert not await pending(settings)
+    await eventually(is_acknowledged)
     stop.set()
     await asyncio.wait_for(running, 10)
 
