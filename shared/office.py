@@ -375,18 +375,15 @@ class Office:
                 raise NotFoundError
 
     @guarded
-    async def suppressed_among(self, phones: list[int]) -> dict[int, str]:
-        """Return those of these numbers that are on the list, with the wider of their scopes."""
-        found: dict[int, str] = {}
-        for row in await self._pool.fetch(SQL["suppressed_among"], phones):
-            if found.get(row["phone"]) != "all":
-                found[row["phone"]] = row["scope"]
-        return found
+    async def now_ms(self) -> int:
+        """Return the server's clock, epoch."""
+        return int(await self._pool.fetchval(SQL["server_clock"]))
 
     @guarded
-    async def newest_suppression(self) -> int:
-        """Return the highest change number of the list; 0 = it was always empty."""
-        return int(await self._pool.fetchval(SQL["suppressions_newest"]))
+    async def lacking(self) -> list[str]:
+        """Return the rights that api and worker need and this role lacks, `RIGHT table`."""
+        rows = await self._pool.fetch(SQL["lacking"])
+        return [f"{row['needed']} {row['name']}" for row in rows]
 
 
 async def _note(connection: asyncpg.pool.PoolConnectionProxy, act: Act) -> None:

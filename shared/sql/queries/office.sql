@@ -118,10 +118,18 @@ UPDATE suppressions SET lifted_at = now(),
   change = (SELECT coalesce(max(change), 0) + 1 FROM suppressions)
 WHERE id = $1 AND lifted_at IS NULL;
 
--- name: suppressions_newest
--- How far a copy can have come.
-SELECT coalesce(max(change), 0) FROM suppressions;
+-- name: server_clock
+-- Held against the machine's own.
+SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
 
--- name: suppressed_among
--- Which of these numbers nobody, or no advertiser, may write to.
-SELECT DISTINCT phone, scope FROM suppressions WHERE lifted_at IS NULL AND phone = ANY ($1::bigint[]);
+-- name: lacking
+-- What api and worker do with a table; nobody but the owner changes a line of the audit log.
+SELECT n.needed, c.relname AS name
+FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace,
+  unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS n (needed)
+WHERE s.nspname = current_schema() AND c.relkind = 'r'
+  AND (n.needed = 'SELECT' OR c.relname <> 'schema_migrations')
+  AND (n.needed IN ('SELECT', 'INSERT') OR c.relname <> 'audit_log')
+  AND (n.needed <> 'DELETE' OR c.relname IN ('bulk_jobs', 'uploads'))
+  AND NOT has_table_privilege(c.oid, n.needed)
+ORDER BY 2, 1;
