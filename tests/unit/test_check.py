@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 
 from api.cli import check as looked
+from api.cli.main import app
 from api.cli.pool import sentence
 from shared import settings
 from shared.models import ServerInfo
@@ -79,3 +84,17 @@ def test_clock_files_and_settings() -> None:
 def test_the_switch_is_a_sentence() -> None:
     found = {"disabled": True, "reason": "x", "by": "u", "since": "2026-11-24T09:14:09.123Z"}
     assert sentence(found) == "sending is off since 2026-11-24T09:14:09.123Z, by u: x"
+
+
+def test_each_command_of_the_page_about_going_live_is_one() -> None:
+    text = (Path(__file__).parents[2] / "docs/going-live.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    found = re.findall(r"(?:^|\| )(drumbeat [^|&\n]+)", "\n".join(blocks), re.MULTILINE)
+    assert len(found) >= 10
+    for command in found:
+        words = shlex.split(command)[1:]
+        # The server processes replace this one: only their names are looked at.
+        if words[0] in {"api", "worker", "migrate"}:
+            assert words[0] in app
+            continue
+        app.parse_args(words, exit_on_error=False, print_error=False)
