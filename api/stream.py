@@ -334,7 +334,10 @@ class _Stream:
 
     async def _check_credential(self, response: Response) -> None:
         try:
-            await CREDENTIALS.principal_of(self._request)
+            owner = (await CREDENTIALS.principal_of(self._request)).owner
+            if owner is not None and any(row.owner != owner for row in self._rows.values()):
+                # An admin's role was taken while he watched somebody else's job.
+                raise DeniedError("forbidden", "Only an admin may watch this.")
         except StoreError:
             return
         except RequestError as error:

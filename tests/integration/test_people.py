@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from shared.ids import Ids
 from shared.office import AuditFilter
-from tests.integration.desk import PASSWORD, Api, problem, session_of
+from shared.settings import Settings
+from tests.conftest import replaced
+from tests.integration.desk import PASSWORD, Api, opened, problem, session_of
 
 Eventually = Callable[..., Awaitable[Any]]
 BETTER = "a much better one"
@@ -143,6 +147,36 @@ async def test_a_key_of_one_who_is_locked_out_is_refused(api: Api, eventually: E
         return (await api.ask("ben", "GET", "/api/bulk/jobs")).status == 401
 
     await eventually(is_refused, within_s=2)
+
+
+async def test_streams_end_with_their_key_and_with_the_role_that_showed_a_job(
+    settings: Settings, eventually: Eventually
+) -> None:
+    loose = replaced(settings, bulk_submits_per_hour_ip=0, sse_heartbeat_s=0.3)
+    async with AsyncExitStack() as stack:
+        api = await opened(loose, stack)
+        reading = asyncio.create_task(api.made.hub.run())
+        job = (await (await api.send()).json())["jobId"]
+        session = await session_of(api, "ann")
+        made = await key_of(api, session)
+        bearer = {"Authorization": f"Bearer {made['key']}"}
+        path = f"/realtime/bulk/{job}"
+        by_key = await api.client.get(path, headers=bearer)
+        await api.ask("root", "PATCH", f"/api/users/{api.ben}", json={"role": "admin"})
+        by_role = await api.client.get(path, headers=await session_of(api, "ben"))
+        assert (by_key.status, by_role.status) == (200, 200)
+        await api.client.delete(f"/api/keys/{made['id']}", headers=session)
+        await api.ask("root", "PATCH", f"/api/users/{api.ben}", json={"role": "user"})
+        for response in (by_key, by_role):
+            async with asyncio.timeout(15):
+                assert b"event: revoked" in await response.content.read()
+
+        async def is_refused() -> bool:
+            async with api.client.get(path, headers=bearer) as response:
+                return response.status == 401
+
+        await eventually(is_refused, within_s=2)
+        reading.cancel()
 
 
 async def test_the_audit_log_is_for_admins_and_narrows(api: Api) -> None:

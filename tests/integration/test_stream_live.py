@@ -85,10 +85,11 @@ def credential(monkeypatch: pytest.MonkeyPatch) -> Credential:
     """Put an error in, and the next heartbeat meets it."""
     errors = Credential()
 
-    async def look(_request: web.Request) -> None:
+    async def look(request: web.Request) -> Principal:
         errors.asked += 1
         for error in errors.values():
             raise error
+        return request[PRINCIPAL]
 
     monkeypatch.setattr(stream.CREDENTIALS, "principal_of", look)
     return errors
