@@ -48,28 +48,28 @@ def hold(enumeration: Enumeration, every: int, *scenarios: str) -> None:
 
 def test_accepted_is_durable(enumeration: Enumeration) -> None:
     """The API dies, or a store's answer is lost, at any step of a submission (I1, I12)."""
-    hold(enumeration, 3, "submit")
-    hold(enumeration, 11, "lost_job")
+    hold(enumeration, 7, "submit")
+    hold(enumeration, 31, "lost_job")
 
 
 def test_one_outcome(enumeration: Enumeration) -> None:
     """Claims that two workers pass on, a cancel and a deadline in mid-job (I1)."""
-    hold(enumeration, 17, "two_workers", "cancel", "deadline")
+    hold(enumeration, 37, "two_workers", "cancel", "deadline")
 
 
 def test_no_blind_second_send(enumeration: Enumeration) -> None:
     """Answers that never come, a dead worker's intents, a stall beyond the lease (I2, I3)."""
-    hold(enumeration, 11, "no_answer", "reap")
+    hold(enumeration, 31, "no_answer", "reap")
 
 
 def test_unknown_is_bounded(enumeration: Enumeration) -> None:
     """What a dead worker and a wiped Redis leave in doubt, and nothing else (I6)."""
-    hold(enumeration, 13, "reap", "wipe")
+    hold(enumeration, 41, "reap", "wipe")
 
 
 def test_numbers_agree(enumeration: Enumeration) -> None:
     """Retries in place and later, a pause, an archive that falls behind (I4, I5)."""
-    hold(enumeration, 17, "retry", "moved", "pause", "archive")
+    hold(enumeration, 47, "retry", "moved", "pause", "archive")
 
 
 @pytest.mark.usefixtures("settings", "user")
@@ -171,7 +171,7 @@ async def test_stops_cleanly(stack: Stack, eventually: Eventually) -> None:
 
 def test_finishes_after_faults(enumeration: Enumeration) -> None:
     """A run that does not end within sentence 9's time after its last fault is a violation."""
-    hold(enumeration, 13, "outage", "unreachable", "throttle")
+    hold(enumeration, 41, "outage", "unreachable", "throttle")
 
 
 def test_every_sentence_has_its_test_and_every_test_its_sentence() -> None:

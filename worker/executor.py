@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ from shared.logs import Refusals, get
 from shared.message import BodyMaker, TemplateMessage, body_for, message_of
 from shared.metrics import WorkerMetrics
 from shared.models import (
+    TRIP,
     Answer,
     Claim,
     Detail,
@@ -39,7 +40,9 @@ from worker.suppression import NOBODY, Listed
 from worker.tick import Pulse
 
 NOTED_AHEAD_S: Final = 0.6  # a recipient is noted at most so long before it starts
+TIMER_LATE_S: Final = 0.005  # by so much a start may be late and the next one still be on time
 FACTS_AGE_S: Final = 0.25  # facts are told at the latest so long after the answer
+TRIP_AGE_S: Final = 0.05  # what the breaker counts is told sooner: each one more fails in vain
 POISON_FROM: Final = 3  # from this delivery on a claim runs with windows of one
 _REPORT_PAUSE_S: Final = 0.5
 _MESSAGES_MAX: Final = 256
@@ -173,6 +176,17 @@ class Tools(NamedTuple):
     listed: Listed = NOBODY
 
 
+async def _set_within(event: asyncio.Event, wait_s: float | None) -> None:
+    """Wait until somebody sets `event`, at most `wait_s`; None: as long as it takes."""
+    event.clear()
+    if wait_s is None:
+        await event.wait()
+        return
+    handle = asyncio.get_running_loop().call_later(wait_s, event.set)
+    await event.wait()
+    handle.cancel()
+
+
 class Executor:
     """One claim on its way to its outcomes.
 
@@ -190,13 +204,13 @@ class Executor:
         self._server = tools.pulse.servers[claim.shard]
         self._sender: Sender | None = None
         self._todo: list[Todo] = []
-        self._noted: deque[Todo] = deque()
+        self._noted: list[Todo] = []  # a heap
         self._facts: list[Fact] = []
         self._details: list[Detail] = []
         self._dues: dict[int, Fact] = {}
         self._air = 0
         self._calls = 0
-        self._oldest_s = 0.0
+        self._tell_at_s = 0.0
         self._last_start_s = 0.0
         self._is_stopping = False
         self._is_owner = True
@@ -206,6 +220,7 @@ class Executor:
         self._accepted = 0
         self._wake = asyncio.Event()
         self._work = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._is_over = False
         limit = tools.settings.bulk_concurrency
         self._window = 1 if claim.delivery >= POISON_FROM else 2 * limit
@@ -275,22 +290,20 @@ class Executor:
                 self._is_stopping = True
             if self._is_stopping:
                 self._todo.clear()
+                self._work.set()  # what is noted goes back now, not at its time
                 if self._air == 0 and not self._noted:
                     return
             take = self._take()
             now = clock.monotonic()
-            if take or (self._facts and now - self._oldest_s >= FACTS_AGE_S):
+            if take or (self._facts and now >= self._tell_at_s):
                 await self._report(take)
                 continue
             if not self._todo and not self._noted and self._air == 0:
                 return
-            self._wake.clear()
-            wait_s = FACTS_AGE_S
+            wait_s = min(FACTS_AGE_S, self._tell_at_s - now) if self._facts else FACTS_AGE_S
             if self._todo and len(self._noted) < self._ahead:
                 wait_s = min(wait_s, max(0.0, self._todo[0].due_s - NOTED_AHEAD_S - now))
-            handle = asyncio.get_running_loop().call_later(wait_s, self._wake.set)
-            await self._wake.wait()
-            handle.cancel()
+            await _set_within(self._wake, wait_s)
 
     def _may_go_on(self) -> bool:
         pulse, shard = self._t.pulse, self._claim.shard
@@ -331,7 +344,8 @@ class Executor:
                 self._note(Fact(x.index, State.PENDING, x.attempt), None)
         elif take:
             # Only what is noted may leave: an intent nobody stored is a message nobody knows of.
-            self._noted.extend(take)
+            for x in take:
+                heapq.heappush(self._noted, x)
             self._work.set()
 
     async def _tell(
@@ -355,27 +369,9 @@ class Executor:
 
     async def _lane(self, job: Job, sender: Sender) -> None:
         """Send what is noted, one after another, each at its time."""
-        clock = self._t.clock
-        gap_s = self._go.gap_us / 1_000_000
-        while True:
-            while not self._noted:
-                if self._is_over:
-                    return
-                self._work.clear()
-                await self._work.wait()
-            todo = self._noted.popleft()
-            self._air += 1
-            if gap_s:
-                # A claim never catches up: after a delay its next recipients keep the gap.
-                start_s = max(todo.due_s, self._last_start_s + gap_s)
-                self._last_start_s = max(start_s, clock.monotonic())
-                delay_s = start_s - clock.monotonic()
-            else:
-                delay_s = todo.due_s - clock.monotonic()
-            if delay_s > 0:
-                await clock.sleep(delay_s)
-            expires = self._go.expires_ms
-            is_late = bool(expires) and clock.now_ms() >= expires
+        expires = self._go.expires_ms
+        while (todo := await self._next()) is not None:
+            is_late = bool(expires) and self._t.clock.now_ms() >= expires
             if self._is_stopping or is_late or not self._may_go_on():
                 self._is_stopping = True
                 self._note(Fact(todo.index, State.PENDING, todo.attempt), None)
@@ -386,6 +382,28 @@ class Executor:
             self._air -= 1
             if len(self._noted) < self._ahead or self._is_stopping:
                 self._wake.set()
+
+    async def _next(self) -> Todo | None:
+        """Return the noted one that is due first, at its time; None when the claim is over.
+
+        One lane at a time waits, so that a try noted meanwhile may come before the others.
+        """
+        clock, gap_s = self._t.clock, self._go.gap_us / 1_000_000
+        async with self._turn:
+            while self._noted or not self._is_over:
+                delay_s: float | None = None
+                if self._noted:
+                    # A claim never catches up: after a delay its next recipients keep the gap.
+                    start_s = max(self._noted[0].due_s, self._last_start_s + gap_s)
+                    now_s = clock.monotonic()
+                    if now_s >= start_s or self._is_stopping:
+                        # But what a timer is late by must not add up.
+                        self._last_start_s = max(start_s, now_s - TIMER_LATE_S)
+                        self._air += 1
+                        return heapq.heappop(self._noted)
+                    delay_s = start_s - now_s
+                await _set_within(self._work, delay_s)
+        return None
 
     def _phone(self, todo: Todo) -> int:
         return self._go.chunk.phones[todo.index]
@@ -489,8 +507,12 @@ class Executor:
             self._dues[todo.index] = fact
 
     def _note(self, fact: Fact, detail: Detail | None) -> None:
-        if not self._facts:
-            self._oldest_s = self._t.clock.monotonic()
+        is_trip = bool(fact.reason & TRIP)
+        tell_at_s = self._t.clock.monotonic() + (TRIP_AGE_S if is_trip else FACTS_AGE_S)
+        if not self._facts or tell_at_s < self._tell_at_s:
+            self._tell_at_s = tell_at_s
+            if is_trip:
+                self._wake.set()
         self._facts.append(fact)
         if detail is not None:
             self._details.append(detail)

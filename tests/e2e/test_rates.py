@@ -124,7 +124,6 @@ async def test_ten_behind_fifty_thousand_are_done_within_three_seconds(
     assert await sent(stack, large) < 50_000
 
 
-@pytest.mark.slow  # its figures need a machine that does nothing else
 async def test_slow_senders_do_not_slow_a_fast_one(stack: Stack, eventually: Eventually) -> None:
     await stack.add_workers(1, eventually)
     for i in range(16):

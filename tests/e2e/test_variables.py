@@ -67,7 +67,6 @@ def rates_in(stack: Stack, from_s: float, for_s: float) -> dict[str, float]:
     return {sender: count / for_s for sender, count in came.items()}
 
 
-@pytest.mark.slow  # its figures need a machine that does nothing else
 async def test_a_doubled_pause_halves_the_speed_of_senders_without_a_rate(
     stack: Stack, eventually: Eventually
 ) -> None:

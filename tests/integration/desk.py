@@ -101,6 +101,7 @@ async def opened(settings: Settings, stack: AsyncExitStack) -> Api:
     await made.queue.give_born(0, "b1")
     client = TestClient(Server(application(made), made.settings))
     await stack.enter_async_context(client)
+    stack.push_async_callback(made.hub.close)  # streams end before the server waits for them
     return Api(client, made, *people, tokens)
 
 

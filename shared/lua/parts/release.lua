@@ -88,13 +88,14 @@ local function release_one(cap, concurrency)
   if job_rate > 0 and (rate == 0 or job_rate < rate) then rate = job_rate end
   local size = num(h[5])
   local most = rate == 0 and size or math.max(1, math.floor(PIECE_S * rate))
-  local window, abreast = cap, 1
+  local window = cap
   if s.rate > 0 then
-    -- Where answers are slower than the gap, claims go abreast, each with a gap that it can keep;
-    -- a fifth is left for answers that take longer than the mean.
-    abreast = math.max(1, rate * s.latency_s / (0.8 * concurrency))
-    if abreast > 1 then most = math.max(concurrency, math.min(most, math.floor(concurrency / s.latency_s))) end
-    window = math.ceil(s.rate * (0.5 + s.latency_s) / math.min(most, size) + abreast) + 1
+    -- Where answers are slower than the gap, a claim lasts as long as its answers take: also 1 s.
+    if rate * s.latency_s > concurrency then
+      most = math.max(concurrency, math.min(most, math.floor(concurrency / s.latency_s)))
+    end
+    window = math.ceil(s.rate * (0.5 + s.latency_s) / math.min(most, size)
+                       + math.max(1, s.rate * s.latency_s / concurrency)) + 1
   end
   if call('ZCARD', P .. 'turns') > 1 then window = math.min(window, math.max(4, math.floor(cap / 2))) end
   if s.outstanding >= window then call('ZREM', P .. 'turns', sid); return true end
@@ -128,7 +129,7 @@ local function release_one(cap, concurrency)
     return true
   end
   local start = spend(s, id, job_rate, job_bucket, n)
-  local gap = rate == 0 and 0 or math.floor(1000000 * abreast / rate)
+  local gap = rate == 0 and 0 or math.floor(1000000 / rate)
   call('XADD', P .. 'ready', '*', 'j', id, 'c', chunk, 'o', offsets, 'n', int(n), 's', int(start),
        'g', int(gap), 'd', '1', 'x', sid, 'r', int(now))
   local second, rel = math.floor(now / 1000), call('HMGET', sender_key(sid), 'second', 'released')
