@@ -8,7 +8,7 @@ endif
 BIN := .venv/bin
 RUN := $(PYTHON) deploy/bootstrap.py run
 DEV := $(PYTHON) deploy/bootstrap.py dev
-JOBS ?= 2
+JOBS ?= 3
 ARGS ?=
 REAL ?=
 
