@@ -388,22 +388,28 @@ class Executor:
 
         One lane at a time waits, so that a try noted meanwhile may come before the others.
         """
-        clock, gap_s = self._t.clock, self._go.gap_us / 1_000_000
-        async with self._turn:
-            while self._noted or not self._is_over:
-                delay_s: float | None = None
-                if self._noted:
-                    # A claim never catches up: after a delay its next recipients keep the gap.
-                    start_s = max(self._noted[0].due_s, self._last_start_s + gap_s)
-                    now_s = clock.monotonic()
-                    if now_s >= start_s or self._is_stopping:
-                        # But what a timer is late by must not add up.
-                        self._last_start_s = max(start_s, now_s - TIMER_LATE_S)
-                        self._air += 1
-                        return heapq.heappop(self._noted)
-                    delay_s = start_s - now_s
-                await _set_within(self._work, delay_s)
-        return None
+        todo = self._due()
+        if todo is None:
+            async with self._turn:
+                while (todo := self._due()) is None and (self._noted or not self._is_over):
+                    wait_s = self._start_s() - self._t.clock.monotonic() if self._noted else None
+                    await _set_within(self._work, wait_s)
+        return todo
+
+    def _start_s(self) -> float:
+        # A claim never catches up: after a delay its next recipients keep the gap.
+        return max(self._noted[0].due_s, self._last_start_s + self._go.gap_us / 1_000_000)
+
+    def _due(self) -> Todo | None:
+        if not self._noted:
+            return None
+        start_s, now_s = self._start_s(), self._t.clock.monotonic()
+        if now_s < start_s and not self._is_stopping:
+            return None
+        # But what a timer is late by must not add up.
+        self._last_start_s = max(start_s, now_s - TIMER_LATE_S)
+        self._air += 1
+        return heapq.heappop(self._noted)
 
     def _phone(self, todo: Todo) -> int:
         return self._go.chunk.phones[todo.index]
