@@ -258,6 +258,7 @@ async def test_the_four_commands_of_the_readme_work_as_printed(
         me = json.loads(await paste(log_in, email="admin@localhost", password=up.password))
         assert me["userId"] == up.user_id
         made = json.loads(await paste(send))
+        assert "jobId" in made, made
         assert (made["userId"], made["intake"]["accepted"]) == (up.user_id, 3)
         told = await paste(follow, jobId=made["jobId"])
         events = [json.loads(x) for x in re.findall(r"^data: (.+)$", told, re.MULTILINE)]
