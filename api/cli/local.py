@@ -97,7 +97,7 @@ class Local:
         return made
 
     async def start(self, workers: int, sandbox: list[str] | None) -> None:
-        """Start everything; return when the API takes requests."""
+        """Start everything; return when the API takes requests and the workers are ready."""
         places = (self.home, self.home / "valkey", self.home / "postgres")
         for name in [name for place in places for name in await reap(place)]:
             _say.print(f"ended {name}, left over from an earlier run")
@@ -115,11 +115,14 @@ class Local:
             words = ["--port", str(port), "--ledger", str(self.ledger), *sandbox]
             await self._listening(self._child("sandbox", "worker.sandbox", words), port)
         api = self._child("api", "api", METRICS_PORT=str(free_port()))
-        for number in range(workers):
-            self.workers.append(
-                self._child(f"worker-{number + 1}", "worker", METRICS_PORT=str(free_port()))
-            )
+        ports = [free_port() for _ in range(workers)]
+        for number, port in enumerate(ports, 1):
+            child = self._child(f"worker-{number}", "worker", METRICS_PORT=str(port))
+            self.workers.append(child)
         await self._listening(api, self.port)
+        # By then the sender of WHATSAPP_* is stored: until then a job is refused for want of one.
+        for child, port in zip(self.workers, ports, strict=True):
+            await self._listening(child, port)
 
     async def stop(self) -> None:
         """Stop the processes, then the servers."""
