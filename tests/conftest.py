@@ -165,7 +165,8 @@ async def _empty(made: Settings) -> None:
     # Not TRUNCATE, which makes new files: thirty times as slow where there is next to nothing.
     # Whatever refers to what.
     await connection.execute("SET session_replication_role = replica")
-    await connection.execute(";".join(f"DELETE FROM {table['name']}" for table in tables))
+    emptied = (f"DELETE FROM {table['name']}" for table in tables)  # noqa: S608 - quoted by PostgreSQL
+    await connection.execute(";".join(emptied))
     await connection.close()
 
 
