@@ -11,7 +11,7 @@
 --          P timers, P job:<id>, P job:<id>:states, P job:<id>:again, P sender:<id>:jobs, P minute:<n>
 -- Returns  {ok | wiped, now_ms, run, held_ms, off, next timer, stop jobs, reaped workers, requeued}
 -- Repeat   gated: at most once in 500 ms
--- Cost     O(64 + entries in hand)
+-- Cost     O(64 + entries in hand + workers)
 local worker, lease = ARGV[2], num(ARGV[5])
 local g = call('HMGET', G, 'born', 'run', 'gated_at', 'calm_until', 'hold_until', 'hold_at', 'hold_strict',
                'flushed_at', 'off')
@@ -51,6 +51,12 @@ if now - gated >= 500 or gated > now then
   if gated > 0 and (now - gated > lease / 2 or gated > now) then calm = now + lease end
   if calm > now + 2 * lease then calm = now + lease end
   if calm <= now and held == 0 then
+    -- Who froze just before it read, and was forgotten meanwhile, is a consumer without a sign. It
+    -- gets one, which ends as everybody's does: nothing else would take over what it was given.
+    local known, consumers = pcall(call, 'XINFO', 'CONSUMERS', P .. 'ready', 'workers')
+    for _, consumer in ipairs(known and consumers or {}) do
+      call('ZADD', P .. 'workers', 'NX', int(now), consumer[2])
+    end
     for _, dead in ipairs(call('ZRANGEBYSCORE', P .. 'workers', '-inf', int(now - lease), 'LIMIT', 0, 4)) do
       for _, p in ipairs(call('XPENDING', P .. 'ready', 'workers', '-', '+', 256, dead)) do requeue(p[1], 1) end
       if forget(dead) then reaped[#reaped + 1] = dead end

@@ -196,6 +196,23 @@ async def test_a_dead_worker_is_reaped_and_its_entry_is_fenced(
     assert late.applied == 1
 
 
+async def test_who_was_forgotten_before_he_read_is_reaped_too(
+    queue: Queue, eventually: Callable[..., Awaitable[object]]
+) -> None:
+    """A worker frozen between the look at its lease and its read has no sign when it reads."""
+    await add_sender(queue)
+    await submit(queue, 2)
+    await queue.tick(0, "w2", slots=4)
+    await take(queue, "frozen")
+
+    async def reaped() -> bool:
+        return "frozen" in (await queue.tick(0, "w2", slots=4)).reaped
+
+    await eventually(reaped, within_s=8)
+    [(again, _)] = await take(queue, "w2")
+    assert again.delivery == 2
+
+
 async def test_a_pause_releases_nothing_more_and_a_cancel_ends_the_rest(queue: Queue) -> None:
     await add_sender(queue, rate=50)
     job = await submit(queue, 500)
