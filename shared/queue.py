@@ -37,6 +37,7 @@ from shared.models import (
     SenderStatus,
     ServerInfo,
     ShardStats,
+    Stopped,
     SubmitResult,
     Ticked,
     Waiting,
@@ -194,10 +195,26 @@ class Queue:
         return submitted_of(reply)
 
     async def restore(
-        self, spec: JobSpec, states: bytes, cursor: int, counters: dict[str, int]
+        self,
+        spec: JobSpec,
+        states: bytes,
+        cursor: int,
+        counters: dict[str, int],
+        stopped: Stopped | None = None,
     ) -> SubmitResult:
-        """Make a lost job known again, with its states; chunks from `cursor` on are staged."""
+        """Make a lost job known again, with its states; chunks from `cursor` on are staged.
+
+        Args:
+            spec: what it is; nothing beyond its `reserved` is released.
+            states: one byte a recipient.
+            cursor: the first pending position.
+            counters: name → value.
+            stopped: how it was stopped, if it was; it comes back that way.
+        """
         flat: list[Argument] = [x for pair in counters.items() for x in pair]
+        state: list[Argument] = []
+        if stopped is not None:
+            state = ["state", stopped.state, "by", stopped.by, "reason", stopped.reason]
         reply = await self._run(
             "restore",
             keys.shard_of(spec.id),
@@ -207,6 +224,7 @@ class Queue:
             len(flat),
             *flat,
             *hash_of(spec),
+            *state,
         )
         return submitted_of(reply)
 

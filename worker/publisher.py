@@ -8,15 +8,13 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-import msgspec
-
 from shared import keys
 from shared.archive import Archive, JobRow
 from shared.clock import Clock
 from shared.errors import ArchiveError, QueueError
 from shared.ids import Ids
 from shared.logs import get
-from shared.models import OUTCOMES, Claim, JobSpec, OutcomeEntry, Reason, State
+from shared.models import OUTCOMES, Claim, JobSpec, OutcomeEntry, Reason, State, Stopped
 from shared.queue import Queue
 from shared.settings import Settings
 from worker.senders import Senders
@@ -27,7 +25,6 @@ _PAGE: Final = 200
 _YOUNG_MS: Final = 10_000
 _LATEST_S: Final = 30.0  # a fail-over loses a second or two
 _STOPPED: Final = ("paused", "cancelling")
-_GOING: Final = ("scheduled", "queued", "running")
 _STAGE_BYTES: Final = 1_000_000
 _ATTEMPTS_MAX: Final = 31
 _log = get("worker.publisher")
@@ -151,8 +148,7 @@ class Publisher:
             ArchiveError, QueueError: not all was done; the next look goes on.
         """
         born = await self._queue.born(shard)
-        missing, halfway = await self._wanting(shard)
-        if born and not missing and not halfway:
+        if born and not await self._missing(shard):
             return
         async with self._archive.advisory(shard) as is_ours:
             if not is_ours:
@@ -162,11 +158,8 @@ class Publisher:
                 # Nothing is released before `born` is there: it is written last.
                 _log.warning("shard.rebuilds", shard=shard)
                 await self._senders.refresh()
-            missing, halfway = await self._wanting(shard)
-            for row in missing:
+            for row in await self._missing(shard):
                 await self._publish(row, born)
-            for row in halfway:
-                await self._stop_again(row)
             if not born:
                 await self._queue.give_born(shard, self._ids.token(12))
                 _log.info("shard.ready", shard=shard)
@@ -217,10 +210,9 @@ class Publisher:
                 claim = Claim(shard, "0-0", job_id, number, b"", 0, 0, 0, delivery=1)
                 await self._queue.report("-", claim, facts=packed)
 
-    async def _wanting(self, shard: int) -> tuple[list[JobRow], list[JobRow]]:
-        """Return a shard's unfinished jobs that Redis does not know, and those half restored."""
+    async def _missing(self, shard: int) -> list[JobRow]:
+        """Return a shard's unfinished jobs that Redis does not know."""
         missing: list[JobRow] = []
-        halfway: list[JobRow] = []
         after = 0
         while page := await self._archive.pending_jobs(_PAGE, after):
             after = page[-1].number
@@ -233,28 +225,9 @@ class Publisher:
             ]
             known = await self._queue.exists([row.id for row in rows])
             missing += [row for row, is_known in zip(rows, known, strict=True) if not is_known]
-            halfway += await self._half_restored([row for row in rows if row.state in _STOPPED])
             if len(page) < _PAGE:
                 break
-        return missing, halfway
-
-    async def _half_restored(self, rows: list[JobRow]) -> list[JobRow]:
-        """Return stopped jobs that go on in Redis: who restored them died before he stopped them.
-
-        A stopped job is restored with the version of its row, and each change of state raises it.
-        """
-        found = await self._queue.statuses([row.id for row in rows])
-        return [
-            row
-            for row, status in zip(rows, found, strict=True)
-            if status is not None and status.version == row.version and status.state in _GOING
-        ]
-
-    async def _stop_again(self, row: JobRow) -> None:
-        """Stop a restored job as it was, and only then give it room."""
-        action = "pause" if row.state == "paused" else "cancel"
-        await self._queue.control(row.id, action, by=row.by, reason=row.reason)
-        await self._queue.reserve(row.id, row.reserved)
+        return missing
 
     async def _publish(self, row: JobRow, born: str) -> None:
         logged = await self._archive.logged(row.id)
@@ -270,30 +243,27 @@ class Publisher:
         self, row: JobRow, logged: dict[int, tuple[State, int]], *, same_born: bool
     ) -> None:
         rebuilt = rebuild(row.recipients, logged, row.reserved, same_born=same_born)
-        if rebuilt.doubtful:
-            await self._archive.record([self._doubt(row, rebuilt.doubtful)])
+        doubtful = rebuilt.doubtful
+        if doubtful:
+            await self._archive.record([self._doubt(row, doubtful)])
             # Somebody may have written meanwhile; whoever writes later finds our doubt, and tells.
             logged = await self._archive.logged(row.id)
             rebuilt = rebuild(row.recipients, logged, row.reserved, same_born=same_born)
         counters = dict(rebuilt.counters)
         for reason, count in (await self._archive.reason_counts(row.id)).items():
             counters[f"by:{reason}"] = count
-        mark = max(row.reserved, rebuilt.cursor + row.step)
-        await self._archive.set_reserved([(row.id, mark)])
         await self._stage(row, rebuilt.cursor // row.chunk_size)
-        is_stopped = row.state in _STOPPED
-        spec = spec_of(row, mark)
-        if is_stopped:
-            # No room before it is stopped again: nothing may slip out between.
-            spec = msgspec.structs.replace(spec, reserved=rebuilt.cursor, version=row.version)
-        result = await self._queue.restore(spec, rebuilt.states, rebuilt.cursor, counters)
-        if is_stopped:
-            await self._stop_again(msgspec.structs.replace(row, reserved=mark))
+        stopped = Stopped(row.state, row.by, row.reason) if row.state in _STOPPED else None
+        # With the mark it had: who raised it and died would leave what is below it in doubt. It
+        # comes back near its mark, and is given room as any other job.
+        result = await self._queue.restore(
+            spec_of(row, row.reserved), rebuilt.states, rebuilt.cursor, counters, stopped
+        )
         _log.warning(
             "job.restored",
             jobId=row.id,
             result=result.kind,
-            unknown=sum(last - first + 1 for first, last in rebuilt.doubtful),
+            unknown=sum(last - first + 1 for first, last in doubtful),
             pending=row.recipients - sum(rebuilt.counters.values()),
         )
 

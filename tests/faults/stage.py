@@ -635,12 +635,7 @@ class Stage:
                     self.notes.append(("5xx", f"{path}: {error!r}"))
                 return found
 
-        try:
-            return await self.step(life, answer())
-        except asyncio.CancelledError:
-            if self.world.loop.is_stuck:
-                raise
-            return None
+        return await self.step(life, answer())  # type: ignore[no-any-return]
 
     async def submit(self, count: int, **more: Any) -> Accepted:
         """Submit as a client does: with one key, until it is answered 202."""
@@ -702,11 +697,12 @@ class Stage:
     async def verdict(self) -> list[Violation]:
         """Return which invariants do not hold."""
         self.world.is_open = False
+        doubtful = self._doubtful()
         evidence = Evidence(
             accepted=self.accepted,
             ledger=self.provider.ledger,
-            unknown_max=self.unknown_max + self._doubtful(),
-            again_max=self.again_max if any(a.resend for a in self.accepted) else 0,
+            unknown_max=self.unknown_max + doubtful,
+            again_max=self.again_max + doubtful if any(a.resend for a in self.accepted) else 0,
             workers=frozenset(w.life.name for w in self.live()),
             refused=frozenset(self.refused),
             notes=tuple(self.notes),

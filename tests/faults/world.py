@@ -433,6 +433,8 @@ class World:
         if life.over.done():
             await self.bury(life)
             raise Gone
+        if life.step.cancelled():
+            raise Gone
         return life.step.result()
 
     async def bury(self, life: Life) -> None:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from shared.archive import Archive, JobRow, NewJob, SenderRow, pack_blob
 from shared.clock import Clock
+from shared.errors import QueueError
 from shared.ids import Ids
 from shared.metrics import WorkerMetrics
 from shared.models import Chunk, Detail, Fact, Go, Intent, State, state_of
@@ -22,7 +23,7 @@ from shared.sealing import Sealing
 from shared.settings import Secret, Settings
 from tests.conftest import replaced
 from worker.log_writer import LogWriter
-from worker.publisher import Publisher, spec_of
+from worker.publisher import Publisher
 from worker.senders import Senders
 
 Eventually = Callable[..., Awaitable[Any]]
@@ -229,38 +230,66 @@ async def test_a_paused_job_comes_back_paused_and_goes_on_when_resumed(
     assert (status.state, status.reason) == ("paused", "lunch")
     assert await bench.send() == 0
     await bench.queue.control(job, "resume", by="u1")
+    await bench.writer.raise_marks(0)
     assert await bench.send() > 0
 
 
-async def test_a_paused_job_whose_restorer_died_half_way_is_paused_by_the_next_look(
+async def test_a_job_that_was_being_cancelled_comes_back_cancelled(
     bench: Bench, eventually: Eventually
 ) -> None:
-    """It was known again, queued and without room: nobody missed it, and nobody could resume it."""
     job = await bench.accept()
     await bench.publisher.look(0)
-    await bench.queue.control(job, "pause", by="u1", reason="lunch")
+    await bench.queue.tick(0, "w1", slots=8)
+    await bench.queue.claim(0, "w1", 64, 50)
+    await bench.queue.control(job, "cancel", by="u1")
     async with bench.writing():
 
-        async def is_paused() -> bool:
-            return (await bench.row(job)).state == "paused"
+        async def is_known() -> bool:
+            return (await bench.row(job)).state == "cancelling"
 
-        await eventually(is_paused, within_s=10)
+        await eventually(is_known, within_s=10)
+        reserved = (await bench.row(job)).reserved
+        await bench.queue._commands[0].flushall()
+        await bench.queue.prepare(0)
+        await bench.publisher.look(0)
+
+        async def is_over() -> bool:
+            return (await bench.row(job)).state == "cancelled"
+
+        await eventually(is_over, within_s=10)
+    row = await bench.row(job)
+    assert 0 < row.unknown <= reserved
+    assert row.cancelled == COUNT - row.unknown
+
+
+async def test_a_restorer_that_dies_leaves_no_more_in_doubt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """It raised the mark first: the next one doubted what had never been released."""
+    job = await bench.accept()
+    await bench.publisher.look(0)
+    async with bench.writing():
+
+        async def is_queued() -> bool:
+            return (await bench.row(job)).state == "queued"
+
+        await eventually(is_queued, within_s=10)
+    reserved = (await bench.row(job)).reserved
     await bench.queue._commands[0].flushall()
     await bench.queue.prepare(0)
-    row = await bench.row(job)
-    await bench.senders.refresh()
-    await bench.queue.stage(job, 0, await bench.archive.recipients(job))
-    spec = msgspec.structs.replace(spec_of(row, 0), version=row.version)
-    await bench.queue.restore(spec, bytes(COUNT), 0, {})
-    await bench.queue.give_born(0, "b")
+
+    async def die(*_args: Any) -> None:
+        raise QueueError("gone", refused=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.queue, "restore", die)
+        with pytest.raises(QueueError):
+            await bench.publisher.look(0)
     await bench.publisher.look(0)
     status = (await bench.queue.statuses([job]))[0]
     assert status is not None
-    assert (status.state, status.reason) == ("paused", "lunch")
-    assert await bench.send() == 0
-    # Resumed, it goes on, and no look takes that for half a restoration.
-    await bench.queue.control(job, "resume", by="u1")
-    await bench.publisher.look(0)
+    assert (status.tally.unknown, status.state) == (reserved, "queued")
+    await bench.writer.raise_marks(0)
     assert await bench.send() > 0
 
 

@@ -29,7 +29,8 @@ local function birth(id, fields, states, cursor, counters)
   call('PERSIST', k .. ':chunks')
   call('SET', k .. ':states', states)
   call('HSET', k, unpack(fields))
-  call('HSET', k, 'cursor', int(cursor), 'state', num(h.scheduled_ms) > now and 'scheduled' or 'queued')
+  call('HSET', k, 'cursor', int(cursor))
+  if not h.state then call('HSET', k, 'state', num(h.scheduled_ms) > now and 'scheduled' or 'queued') end
   if #counters > 0 then call('HSET', k, unpack(counters)) end
   local done = 0
   for i = 1, #counters, 2 do
@@ -41,6 +42,7 @@ local function birth(id, fields, states, cursor, counters)
   tell_state(id)
   event = note(id, false)
   settle_end(id)
+  near_mark(id, cursor, recipients, num(h.reserved), num(h.step))
   offer(id)
   release(8)
   state, event = tell_limits(id)

@@ -10,6 +10,11 @@ local function join(id)
   call('ZADD', P .. 'turns', 'NX', string.format('%.3f', math.max(num(h[3]), vt)), id)
 end
 
+-- Ask for a higher mark when half a step or less is left below it.
+local function near_mark(id, cursor, recipients, reserved, step)
+  if reserved < recipients and cursor >= reserved - step / 2 then call('SADD', P .. 'low', id) end
+end
+
 -- Put the job among its sender's runnable jobs when something of it may go now, else set its timer.
 local function offer(id)
   local k = job_key(id)
@@ -142,7 +147,7 @@ local function release_one(cap, concurrency)
   local tag = string.format('%.3f', num(top[2]) + n / math.max(1, num(h[8])))
   call('ZADD', jobs, tag, id)
   call('HSET', k, 'cursor', int(cursor), 'tag', tag)
-  if reserved < recipients and cursor >= reserved - num(h[10]) / 2 then call('SADD', P .. 'low', id) end
+  near_mark(id, cursor, recipients, reserved, num(h[10]))
   if h[1] == 'queued' then
     call('HSETNX', k, 'started_ms', int(now))
     set_state(id, 'running')
