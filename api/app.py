@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import auth, health, jobs, stats, stream, submit, work
+from api import auth, health, jobs, stats, stream, submit, webhooks, work
 from api.connections import Runner
 from api.fleet import Fleet
 from api.hub import Hub
@@ -26,6 +26,7 @@ from shared.clock import Clock
 from shared.connect import open_postgres
 from shared.errors import QueueError, SettingsError
 from shared.ids import Ids
+from shared.inbox import Inbox
 from shared.lineage import Lineage
 from shared.management import Checks
 from shared.metrics import ApiMetrics, ours
@@ -56,6 +57,7 @@ ROUTES: Final = (
     *work.ROUTES,
     Route("GET", "/api/bulk/stats", stats.show, auth.ADMIN, "other"),
     *stream.ROUTES,
+    *webhooks.ROUTES,
     Route("POST", "/api/session", auth.log_in, auth.OPEN, "other", has_body=True),
     Route("GET", "/api/session", auth.me, auth.READ, "other"),
     Route("DELETE", "/api/session", auth.log_out, auth.SESSION, "other"),
@@ -92,6 +94,8 @@ async def open_resources(
     seconds = metrics.redis_command_duration_seconds
     queue = await Queue.open(settings, lambda name, took_s: seconds.labels(name).observe(took_s))
     stack.push_async_callback(queue.close)
+    inbox = Inbox.open(settings, clock)
+    stack.push_async_callback(inbox.close)
     pool = await open_postgres(settings)
     stack.push_async_callback(pool.close)
     archive, hub = Archive(pool), Hub(queue, settings, clock, metrics)
@@ -100,6 +104,7 @@ async def open_resources(
         clock=clock,
         ids=ids,
         queue=queue,
+        inbox=inbox,
         archive=archive,
         office=Office(pool),
         results=Results(pool),

@@ -112,6 +112,11 @@ OPERATIONS: Final[dict[str, Operation]] = {
         media=("text/event-stream",)),
     "GET /realtime/bulk": Operation(
         "Follow several jobs.", query=("jobs", "lastEventId"), media=("text/event-stream",)),
+    "GET /webhooks/whatsapp": Operation(
+        "Answer Meta's check of this address.",
+        query=("hub.mode", "hub.verify_token", "hub.challenge"), media=("text/plain",)),
+    "POST /webhooks/whatsapp": Operation(
+        "Take a webhook that Meta has signed.", raw=(JSON,), media=(JSON,)),
     "POST /api/session": Operation("Log in; the cookie is the session.", wire.Me, wire.Login),
     "GET /api/session": Operation("Show who is asking.", wire.Me),
     "DELETE /api/session": Operation("Log out.", status=204),
@@ -156,6 +161,9 @@ PARAMETERS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "lastEventId": ({"type": "string"}, "where an earlier connection stopped"),
     "receipts": ({"type": "string", "enum": ["1"]}, "go on after the end with receipts"),
     "jobs": ({"type": "string"}, "comma list of job ids"),
+    "hub.mode": ({"type": "string", "const": "subscribe"}, "what Meta wants"),
+    "hub.verify_token": ({"type": "string"}, "WHATSAPP_VERIFY_TOKEN"),
+    "hub.challenge": ({"type": "string", "maxLength": 128}, "comes back as it is"),
     "actor": ({"type": "string", "maxLength": 64}, "user id, `cli` or `system`"),
     "action": ({"type": "string", "maxLength": 64}, "such as `job.pause`"),
     "object": ({"type": "string", "maxLength": 64}, "an id"),
@@ -296,6 +304,8 @@ def statuses_of(route: Route, known: Operation) -> list[int]:
         found |= {401, 403}
     if route.path == "/api/session":
         found |= {401, 403}
+    if route.path.startswith("/webhooks/"):
+        found |= {404, 401 if known.raw else 403}
     if "{" in route.path or route.path.startswith("/realtime"):
         found |= {404}
     if route.is_stream:

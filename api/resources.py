@@ -15,6 +15,7 @@ from api.switch import Switch
 from shared.archive import Archive
 from shared.clock import Clock
 from shared.ids import Ids
+from shared.inbox import Inbox
 from shared.lineage import Lineage
 from shared.management import Checks
 from shared.metrics import ApiMetrics
@@ -46,6 +47,7 @@ class Resources:
     clock: Clock
     ids: Ids
     queue: Queue
+    inbox: Inbox
     archive: Archive
     office: Office
     results: Results

@@ -8,7 +8,10 @@ from shared.ids import ALPHABET
 
 GROUP_WORKERS: Final = "workers"
 GROUP_ARCHIVE: Final = "archive"
+GROUP_RECEIPTS: Final = "receipts"
 VISITORS: Final = "{v}:"  # keys about callers of the API; nothing about jobs
+HOOKS: Final = "{hooks}:"
+INBOX: Final = f"{HOOKS}inbox"
 _TIME_AND_PREFIX: Final = 14  # `job_` and 10 characters of time; 2 of shard follow
 
 
@@ -49,6 +52,7 @@ FAMILIES: Final = (
     Family("P off", "zset", "kept", "switch"),
     Family("P minute:<n>", "hash", "TTL 25 h", "report"),
     Family("P probe", "string", "TTL 10 s", "readiness"),
+    Family("{hooks}:inbox", "stream", "kept, INBOX_MAX", "webhooks"),
     Family("{v}:session:<hash>", "hash", "TTL", "sessions"),
     Family("{v}:user:<id>", "set", "TTL", "sessions"),
     Family("{v}:quota:<who>", "zset", "TTL", "sessions"),

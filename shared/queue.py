@@ -67,7 +67,7 @@ _Call = tuple[str, list[Argument]]
 Observe = Callable[[str, float], None]
 
 
-def _error_of(error: Exception) -> QueueError:
+def error_of(error: Exception) -> QueueError:
     """Translate what redis-py raised; say whether anything can have happened."""
     text = str(error)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
@@ -139,7 +139,7 @@ class Queue:
             try:
                 done = await act()
             except (RedisError, OSError, TimeoutError) as error:
-                last = _error_of(error)
+                last = error_of(error)
                 if is_lost:  # an earlier try may have come through, whatever this one met
                     last = QueueError(str(last), refused=False, full=last.full)
                 is_lost = not last.refused
@@ -177,7 +177,7 @@ class Queue:
             return list(results)
 
         results = await self._try(act, names={name for name, _ in calls})
-        return [_error_of(x) if isinstance(x, Exception) else x for x in results]
+        return [error_of(x) if isinstance(x, Exception) else x for x in results]
 
     async def visit(self, script: Script, names: list[str], args: list[Argument]) -> object:
         """Run a script about visitors (`api.sessions`); its keys carry the tag `{v}`."""
@@ -411,9 +411,9 @@ class Queue:
             if "NOGROUP" in str(error):
                 await self._make_group(shard, key, group)
                 return []
-            raise _error_of(error) from error
+            raise error_of(error) from error
         except (RedisError, OSError, TimeoutError) as error:
-            raise _error_of(error) from error
+            raise error_of(error) from error
 
     async def _make_group(self, shard: int, key: str, group: str) -> None:
         # From 0: a group made at `$` misses what was there before (pitfalls S10).
@@ -421,9 +421,9 @@ class Queue:
             await self._commands[shard].xgroup_create(key, group, id="0", mkstream=True)
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
-                raise _error_of(error) from error
+                raise error_of(error) from error
         except (RedisError, OSError, TimeoutError) as error:
-            raise _error_of(error) from error
+            raise error_of(error) from error
 
     async def prepare(self, shard: int) -> None:
         """Make both groups of a shard; harmless when they are there."""
@@ -586,9 +586,9 @@ class Queue:
             if "NOGROUP" in str(error):
                 await self._make_group(shard, key, keys.GROUP_ARCHIVE)
                 return "0-0", []
-            raise _error_of(error) from error
+            raise error_of(error) from error
         except (RedisError, OSError, TimeoutError) as error:
-            raise _error_of(error) from error
+            raise error_of(error) from error
         entries = [
             outcome_of(text_of(e), {text_of(k): v for k, v in f.items()}) for e, f in reply[1] if f
         ]
@@ -621,7 +621,7 @@ class Queue:
         try:
             entries = await act()
         except (RedisError, OSError, TimeoutError) as error:
-            raise _error_of(error) from error
+            raise error_of(error) from error
         return [
             EventNote(entry, text_of(fields["j"]), fields.get("e") == b"1")
             for entry, fields in entries
@@ -791,7 +791,7 @@ class Queue:
         except ResponseError:
             return 0
         except (RedisError, OSError, TimeoutError) as error:
-            raise _error_of(error) from error
+            raise error_of(error) from error
         return int(summary["pending"])
 
     async def _sender_ids(self, shard: int) -> list[str]:

@@ -76,6 +76,8 @@ GRID: dict[str, Cell] = {
     "GET /api/bulk/stats": Cell("admin"),
     "POST /api/bulk/disable": Cell("admin"),
     "POST /api/bulk/enable": Cell("admin"),
+    "GET /webhooks/whatsapp": Cell("open", 404),
+    "POST /webhooks/whatsapp": Cell("open", 404),
     "POST /api/session": Cell("open", 401, body={"email": "x@y", "password": "z"}),
     "GET /api/session": Cell("read"),
     "DELETE /api/session": Cell("session", 204),
