@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, Protocol
 
@@ -176,15 +176,17 @@ class Tools(NamedTuple):
     listed: Listed = NOBODY
 
 
-async def _set_within(event: asyncio.Event, wait_s: float | None) -> None:
-    """Wait until somebody sets `event`, at most `wait_s`; None: as long as it takes."""
+async def _set_within(event: asyncio.Event, wait_s: float) -> None:
+    """Wait until somebody sets `event`, at most `wait_s`."""
     event.clear()
-    if wait_s is None:
-        await event.wait()
-        return
     handle = asyncio.get_running_loop().call_later(wait_s, event.set)
     await event.wait()
     handle.cancel()
+
+
+def _give(lane: asyncio.Future[Todo | None], todo: Todo | None) -> None:
+    if not lane.done():  # a claim that breaks has cancelled its lanes
+        lane.set_result(todo)
 
 
 class Executor:
@@ -219,8 +221,8 @@ class Executor:
         self._answers = 0
         self._accepted = 0
         self._wake = asyncio.Event()
-        self._work = asyncio.Event()
-        self._turn = asyncio.Lock()
+        self._idle: deque[asyncio.Future[Todo | None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._is_over = False
         limit = tools.settings.bulk_concurrency
         self._window = 1 if claim.delivery >= POISON_FROM else 2 * limit
@@ -272,7 +274,7 @@ class Executor:
                     lanes.create_task(self._lane(job, sender))
             await self._windows()
             self._is_over = True
-            self._work.set()
+            self._hand_out()
         await self._close()
 
     async def _job(self) -> Job | None:
@@ -290,7 +292,7 @@ class Executor:
                 self._is_stopping = True
             if self._is_stopping:
                 self._todo.clear()
-                self._work.set()  # what is noted goes back now, not at its time
+                self._hand_out()  # what is noted goes back now, not at its time
                 if self._air == 0 and not self._noted:
                     return
             take = self._take()
@@ -346,7 +348,7 @@ class Executor:
             # Only what is noted may leave: an intent nobody stored is a message nobody knows of.
             for x in take:
                 heapq.heappush(self._noted, x)
-            self._work.set()
+            self._hand_out()
 
     async def _tell(
         self, facts: bytes, record: bytes, intents: bytes, throttled: int | None
@@ -384,17 +386,31 @@ class Executor:
                 self._wake.set()
 
     async def _next(self) -> Todo | None:
-        """Return the noted one that is due first, at its time; None when the claim is over.
-
-        One lane at a time waits, so that a try noted meanwhile may come before the others.
-        """
+        """Return the noted one that is due first, at its time; None when the claim is over."""
         todo = self._due()
-        if todo is None:
-            async with self._turn:
-                while (todo := self._due()) is None and (self._noted or not self._is_over):
-                    wait_s = self._start_s() - self._t.clock.monotonic() if self._noted else None
-                    await _set_within(self._work, wait_s)
-        return todo
+        if todo is not None:
+            return todo
+        lane: asyncio.Future[Todo | None] = asyncio.get_running_loop().create_future()
+        self._idle.append(lane)
+        self._hand_out()
+        return await lane
+
+    def _hand_out(self) -> None:
+        """Give idle lanes what is due, all in one turn of the loop, and look again at the next.
+
+        Nothing is bound to a lane before its time: a try noted meanwhile may come first.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._idle and (todo := self._due()) is not None:
+            _give(self._idle.popleft(), todo)
+        if self._idle and self._noted:
+            wait_s = max(0.0, self._start_s() - self._t.clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._hand_out)
+        elif self._is_over:
+            while self._idle:
+                _give(self._idle.popleft(), None)
 
     def _start_s(self) -> float:
         # A claim never catches up: after a delay its next recipients keep the gap.
