@@ -8,6 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import Connection, Redis, Sentinel, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as LostConnectionError
@@ -70,6 +72,11 @@ def address_of(url: str) -> Address | None:
     )
 
 
+def _once() -> Retry:
+    # One that is gone would be asked ten times, for seconds, before the next one is.
+    return Retry(NoBackoff(), 0)
+
+
 class Where(Protocol):
     """Finds a primary."""
 
@@ -91,6 +98,7 @@ class AskSentinel:
             "socket_timeout": ASK_S,
             "socket_connect_timeout": ASK_S,
             "ssl": self._address.is_tls,
+            "retry": _once(),
         }
         sentinel = Sentinel(self._address.servers, sentinel_kwargs=figures)  # type: ignore[no-untyped-call]
         try:
@@ -138,6 +146,7 @@ class AskCluster:
             ssl=address.is_tls,
             socket_timeout=ASK_S,
             socket_connect_timeout=ASK_S,
+            retry=_once(),
         )
         # Raw: redis-py's own reading loses which node of a range is the primary.
         client.response_callbacks.pop("CLUSTER SLOTS", None)

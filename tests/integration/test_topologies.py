@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,16 @@ import msgspec
 import pytest
 import redis.asyncio
 
-from shared.embedded.children import Child, free_port
-from shared.embedded.valkey import binary, wait_open
+from shared.clock import Clock
+from shared.embedded.children import free_port
 from shared.errors import QueueError, SettingsError
 from shared.ids import Ids
 from shared.models import Chunk, JobSpec
-from shared.primary import address_of
+from shared.primary import AskCluster, AskSentinel, Where, address_of
 from shared.queue import Queue
 from shared.settings import Settings
 from tests.conftest import SECRET, replaced
+from tests.fleet import Fleet
 from tests.integration.test_queue_core import MESSAGE
 
 Eventually = Callable[..., Awaitable[Any]]
@@ -46,44 +46,6 @@ def test_an_address_of_several(url: str, servers: list[tuple[str, int]], name: s
 def test_an_address_without_its_parts_says_what_is_missing(url: str) -> None:
     with pytest.raises(SettingsError, match="REDIS_URL"):
         address_of(url)
-
-
-class Fleet:
-    """Several servers of one topology, each in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.children: list[Child] = []
-        self.ports: list[int] = []
-
-    async def start(self, *lines: str, mode: str = "") -> int:
-        """Start one server with these lines of configuration; return its port."""
-        port, number = free_port(), len(self.children)
-        home = self.folder / f"server-{number}"
-        home.mkdir()
-        config = home / "server.conf"
-        text = [f"bind 127.0.0.1\nport {port}\ndir {home}\nset-proc-title no", *lines]
-        if not mode:
-            text.append('appendonly yes\nsave ""\nrepl-diskless-sync-delay 0')
-        config.write_text("\n".join(text) + "\n")
-        words = [binary(), str(config), *([mode] if mode else [])]
-        child = Child(f"server-{number}", words, self.folder, {"TZ": "UTC"})
-        child.start()
-        await wait_open(child, port)
-        self.children.append(child)
-        self.ports.append(port)
-        return port
-
-    async def ask(self, port: int, *words: str) -> Any:
-        client = redis.asyncio.Redis(port=port, protocol=2)
-        client.response_callbacks.clear()  # type: ignore[no-untyped-call]
-        try:
-            return await client.execute_command(*words)  # type: ignore[no-untyped-call]
-        finally:
-            await client.aclose()
-
-    async def stop(self) -> None:
-        await asyncio.gather(*(child.kill() for child in self.children))
 
 
 @pytest.fixture
@@ -181,6 +143,28 @@ async def test_a_primary_that_became_a_replica_is_left_at_once(fleet: Fleet) -> 
         assert await fleet.ask(second, "EXISTS", f"{{s0}}:job:{job}") == 1
     finally:
         await queue.close()
+
+
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+async def test_one_that_is_gone_is_asked_once_and_the_next_one_at_once(
+    fleet: Fleet, kind: str
+) -> None:
+    gone = free_port()
+    if kind == "sentinel":
+        first = await fleet.start()
+        lines, mode = f"sentinel monitor main 127.0.0.1 {first} 1", "--sentinel"
+        port = await fleet.start(lines, mode=mode)
+    else:
+        first = port = await fleet.start("cluster-enabled yes")
+        await fleet.ask(port, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+    address = address_of(f"{kind}://127.0.0.1:{gone},127.0.0.1:{port}/main")
+    assert address is not None
+    where: Where = AskSentinel(address) if kind == "sentinel" else AskCluster(address, "{s0}:")
+    clock = Clock()
+    began_s = clock.monotonic()
+    assert await where.find() == ("127.0.0.1", first)
+    # redis-py's own ten tries take 4 s and more.
+    assert clock.monotonic() - began_s < 0.5
 
 
 async def test_every_shard_finds_its_node_and_follows_its_slot(
