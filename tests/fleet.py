@@ -122,9 +122,13 @@ class Guarded(Topology):
                 return False
         return b"master_link_status:up" in await self.ask(self.replica, "INFO", "replication")
 
+    async def lose_sentinel(self) -> None:
+        """Kill -9 the Sentinel that stands first in the URL."""
+        await self.kill(self._sentinels[0])
+
     async def look(self) -> int:
-        """Ask a Sentinel."""
-        found = await self.ask(self._sentinels[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
+        """Ask the last Sentinel."""
+        found = await self.ask(self._sentinels[-1], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
         self.primary = int(found[1])
         return self.primary
 

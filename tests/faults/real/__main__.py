@@ -106,7 +106,9 @@ async def once(rig: Rig, goal: Goal, run: Run, *, is_fresh: bool) -> None:
     """Make one run and write down what came of it."""
     try:
         if not is_fresh:
-            await rig.fresh(latency_ms=goal.latency_ms, through=goal.through, **goal.extra)
+            await rig.fresh(
+                latency_ms=goal.latency_ms, through=goal.through, shape=goal.shape, **goal.extra
+            )
         before = rig.leases_lost()
         figures = await goal.act(rig, Random(run.seed), run.index)  # noqa: S311 - of a test
         run.faults = int(figures.pop("faults", 1))

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Final, NamedTuple
 
-from tests.faults.real import clocks, door, network, stores, workers
-from tests.faults.real.rig import Rig, Through
+from tests.faults.real import clocks, door, network, stores, topologies, workers
+from tests.faults.real.rig import Rig, Shape, Through
 
 Act = Callable[[Rig, Random, int], Awaitable[dict[str, float]]]
 
@@ -21,6 +21,7 @@ class Goal(NamedTuple):
         gate, night: runs of the two sizes.
         together: how many runs share one system before everything is examined.
         through: whose connections go through proxies.
+        shape: of Redis, when one server is not enough.
         latency_ms: of the pretended Graph.
         extra: variables of every process.
     """
@@ -31,6 +32,7 @@ class Goal(NamedTuple):
     night: int
     together: int
     through: Through = ""
+    shape: Shape = ""
     latency_ms: int = 50
     extra: dict[str, str] = {}  # noqa: RUF012 - never changed
 
@@ -62,6 +64,17 @@ GOALS: Final[dict[str, Goal]] = {
         1,
         "all",
         extra={"WORKER_LEASE_MS": "5000"},
+    ),
+    "G15s": Goal(
+        "Sentinel's fail-over, the link alive or cut",
+        topologies.sentinel,
+        2,
+        20,
+        1,
+        shape="sentinel",
+    ),
+    "G16": Goal(
+        "Cluster: a slot moved, a master lost", topologies.cluster, 1, 10, 1, shape="cluster"
     ),
     "G25": Goal(
         "SIGTERM under load, answers in 1 s",

@@ -35,6 +35,7 @@ from tests import oracle
 from tests.conftest import SECRET, Processes
 from tests.e2e.stack import CONCURRENCY, Stack
 from tests.faults.real.proxy import Kind, Proxy
+from tests.fleet import Guarded, Sharded, Topology
 
 LEASE_S: Final = 2.0
 SLOTS: Final = 16  # of a worker
@@ -44,6 +45,7 @@ DRAIN_S: Final = 60.0
 BASE: Final = 393_000_000_000
 IDS: Final = Ids()
 Through = Literal["", "processes", "all"]
+Shape = Literal["", "sentinel", "cluster"]
 MESSAGE: Final = b'{"kind":"text","text":{"body":"hello","preview_url":false}}'
 SENDERS: Final = (("main", 0.0), ("fast", 400.0), ("steady", 200.0), ("slow", 80.0))
 
@@ -124,6 +126,7 @@ class Rig:
         self._turn = 0
         self._phones = BASE
         self._is_fresh = False
+        self.fleet: Topology | None = None
 
     async def open(self) -> None:
         """Start the servers."""
@@ -140,27 +143,37 @@ class Rig:
 
     # -- an empty system -------------------------------------------------------------------
 
-    async def fresh(self, *, latency_ms: int = 50, through: Through = "", **extra: str) -> None:
+    async def fresh(
+        self,
+        *,
+        latency_ms: int = 50,
+        through: Through = "",
+        shape: Shape = "",
+        **extra: str,
+    ) -> None:
         """Throw away what there was; begin with empty stores, a pretended Graph and no worker.
 
         Args:
             latency_ms: how long the pretended Graph takes.
             through: whose connections go through proxies: nobody's, the `processes`', or `all`,
                 ours to Redis too.
+            shape: of Redis: one server, or several of the run's own.
             extra: variables of every process of ours.
         """
         await self.put_away()
         self._turn += 1
         self._extra = extra
-        self._redis_url = self.valkey.url
+        self._redis_url = self._server_url = self.valkey.url
         self.proxies: dict[str, Proxy] = {}
         self.apis: list[tuple[Child, str]] = []
         self.frozen: set[int] = set()
         self._leases_told = 0
         folder = self.folder / f"system-{self._turn}"
         folder.mkdir()
+        if shape:
+            await self._start_fleet(shape, folder)
         environ = {
-            "REDIS_URL": self.valkey.url,
+            "REDIS_URL": self._server_url,
             "DATABASE_URL": self.postgres.url,
             "DATABASE_SCHEMA": f"t{IDS.object_id('sup')[4:]}",
             "BULK_SECRET_KEY": SECRET,
@@ -172,10 +185,11 @@ class Rig:
         await self.until(self._flush, 20, "Valkey is empty")
         if through:
             await self._put_between()
+        ours_url = self._server_url
         if through == "all":
-            self._redis_url = self._past(self.valkey.url, "redis")
+            self._redis_url = ours_url = self._past(self._server_url, "redis")
         # What we read at the end is larger than anything of the product's.
-        ours = {"REDIS_URL": self._redis_url, "DATABASE_TIMEOUT_S": "60"}
+        ours = {"REDIS_URL": ours_url, "DATABASE_TIMEOUT_S": "60"}
         settings = settings_module.load({**environ, **ours}, None)
         await apply(settings)
         self.queue = await Queue.open(settings)
@@ -217,6 +231,26 @@ class Rig:
         self.pool.terminate()
         for proxy in self.proxies.values():
             await proxy.close()
+        if self.fleet is not None:
+            await self.fleet.stop()
+            self.fleet = None
+
+    async def _start_fleet(self, shape: Shape, folder: Path) -> None:
+        self.fleet = Guarded(folder) if shape == "sentinel" else Sharded(folder, "{s0}:gate")
+        try:
+            await self.fleet.open(partial(self.until, sentence=f"the {shape} is whole"))
+        except BaseException:
+            await self.fleet.stop()
+            raise
+        self._server_url = self.fleet.url
+        await self.look()
+
+    async def look(self) -> int:
+        """Find who of several servers may be written to now: it is the one that we read too."""
+        assert self.fleet is not None
+        port = await self.fleet.look()
+        self._redis_url = f"redis://127.0.0.1:{port}/0"
+        return port
 
     async def _flush(self) -> bool:
         async with self.redis() as client:
@@ -261,21 +295,22 @@ class Rig:
             require(self.clock.monotonic() < end_s, f"not within {within_s:g} s: {sentence}")
             await self.clock.sleep(every_s)
 
-    def add_worker(self) -> Child:
-        """Start a worker; do not wait for it."""
+    def add_worker(self, **more: str) -> Child:
+        """Start a worker, with `more` variables of its own; do not wait for it."""
         stores = {
-            "REDIS_URL": self._past(self.valkey.url, "redis"),
+            "REDIS_URL": self._past(self._server_url, "redis"),
             "DATABASE_URL": self._past(self.postgres.url, "postgres"),
         }
-        return self.stack.add_worker(**stores, **self._extra)
+        return self.stack.add_worker(**stores, **self._extra, **more)
 
-    def start_api(self) -> None:
-        """Start an API process; do not wait for it."""
+    def start_api(self, **more: str) -> None:
+        """Start an API process, with `more` variables of its own; do not wait for it."""
         values = {
-            "REDIS_URL": self._past(self.valkey.url, "API redis"),
+            "REDIS_URL": self._past(self._server_url, "API redis"),
             "DATABASE_URL": self._past(self.postgres.url, "API postgres"),
             "GRAPH_BASE_URL": self.stack.origin,
             "BULK_SUBMITS_PER_HOUR_IP": "0",
+            **more,
         }
         self.apis.append(self.processes.api(**values))
 
