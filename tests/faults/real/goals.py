@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Final, NamedTuple
 
-from tests.faults.real import clocks, door, network, stores, topologies, workers
+from tests.faults.real import clocks, disks, door, network, stores, topologies, workers
 from tests.faults.real.rig import Rig, Shape, Through
 
 Act = Callable[[Rig, Random, int], Awaitable[dict[str, float]]]
@@ -55,6 +55,7 @@ GOALS: Final[dict[str, Goal]] = {
         extra={"GRAPH_TIMEOUT_S": "5", "WORKER_GRACE_S": "10"},
     ),
     "G12": Goal("8 MB of memory, full while sending", stores.full, 1, 10, 1),
+    "G13": Goal("a full disk, everysec and always by turns", disks.full_disk, 2, 10, 1),
     "G14": Goal("Valkey's clock jumps by an hour or a day", clocks.jumps, 2, 20, 1),
     "G15": Goal(
         "fail-over to a replica 0.8 s behind",
