@@ -20,7 +20,7 @@ from shared.models import OUTCOMES, RANK, Chunk, Detail, Fact, OutcomeEntry, Sta
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_LOCK: Final = 0x64727562
+LOCK: Final = 0x64727562
 _NAMES: Final = ("sent", "failed", "skipped", "unknown", "cancelled")
 # Places in what `_log_row` makes.
 _NUMBER, _POSITION, _PHONE, _OUTCOME, _WAMID, _CODE, _AT = 0, 1, 2, 3, 7, 8, 12
@@ -194,6 +194,7 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     end_event: str | None
     metadata: str = "{}"
     is_retry: bool = False
+    receipts_version: int = 0
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -657,9 +658,13 @@ class Archive:
                     if fact.state not in OUTCOMES:
                         continue  # a job gone from Redis passes on what it was told, as it came
                     detail = details.get(fact.index)
-                    if detail is None:
+                    if detail is None or not detail.phone:
                         known = await _phones(connection, entry.job, phones)
-                        detail = Detail(fact.index, known[base + fact.index], _at_ms(entry))
+                        phone = known[base + fact.index]
+                        if detail is None:
+                            detail = Detail(fact.index, phone, _at_ms(entry))
+                        # A webhook was first: it names no number as we wrote it.
+                        detail = msgspec.structs.replace(detail, phone=phone)
                     rows.append(_log_row(number, base + fact.index, fact.state, fact.reason,
                                          fact.attempt, detail))  # fmt: skip
                 continue
@@ -703,13 +708,13 @@ class Archive:
         try:
             async with self._pool.acquire() as connection:
                 got = bool(
-                    await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", _LOCK, number)
+                    await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK, number)
                 )
                 try:
                     yield got
                 finally:
                     if got:
-                        await connection.execute("SELECT pg_advisory_unlock($1, $2)", _LOCK, number)
+                        await connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCK, number)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise ArchiveError(f"PostgreSQL: {type(error).__name__}") from error
 
@@ -767,7 +772,7 @@ async def _suppress(
         if scope is not None:
             found.append((f"{row[_NUMBER]}:{row[_POSITION]}", row[_PHONE], scope, str(code)))
     if found:
-        await connection.execute(SQL["lock_suppressions"], _LOCK)
+        await connection.execute(SQL["lock_suppressions"], LOCK)
         await connection.execute(SQL["suppress"], *map(list, zip(*found, strict=True)))
 
 

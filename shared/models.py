@@ -491,6 +491,30 @@ class JobStatus(msgspec.Struct, frozen=True):
 AnswerKind = Literal["accepted", "rejected", "throttled", "not_sent", "unknown"]
 
 
+class Status(msgspec.Struct, frozen=True):
+    """What one webhook says of one message.
+
+    Attributes:
+        wamid: WhatsApp's id of the message.
+        receipt: the rung it stands on, as `campaign_logs` counts them; 0: sent.
+        at_ms: when it came to that, by Meta's clock, epoch.
+        job: whose message it is, by the opaque value; '' = it came without one of ours.
+        position, attempt: of the recipient in it.
+        code, text: of a failure; Graph's code and details, numbers masked.
+        number: phone number id of the sender; '' when it is known to be ours.
+    """
+
+    wamid: str
+    receipt: int
+    at_ms: int
+    job: str = ""
+    position: int = 0
+    attempt: int = 0
+    code: int | None = None
+    text: str | None = None
+    number: str = ""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """What one request came to.
 

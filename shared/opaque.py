@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
-from typing import Final
+from hmac import compare_digest
+from typing import Final, NamedTuple
 
 _PREFIX: Final = "d1"
 _MAC_BYTES: Final = 8
+_PLACE: Final = re.compile(r"\Ad1\.([^.]+)\.([0-9]{1,6})\.([0-9]{1,2})\.[0-9a-f]{16}\Z")
+
+
+class Place(NamedTuple):
+    """Which attempt a message was."""
+
+    job: str
+    position: int
+    attempt: int
 
 
 def opaque_of(key: bytes, job: str, position: int, attempt: int) -> str:
@@ -20,3 +31,18 @@ def opaque_of(key: bytes, job: str, position: int, attempt: int) -> str:
     """
     text = f"{_PREFIX}.{job}.{position}.{attempt}"
     return f"{text}.{blake2b(text.encode(), key=key, digest_size=_MAC_BYTES).hexdigest()}"
+
+
+def place_of(key: bytes, text: str) -> Place | None:
+    """Return what an opaque value names; None when we have not made it.
+
+    >>> made = opaque_of(b"k" * 32, "job_01m86db0v300hd99fdtgj8yepfzx", 7, 1)
+    >>> place_of(b"k" * 32, made)
+    Place(job='job_01m86db0v300hd99fdtgj8yepfzx', position=7, attempt=1)
+    >>> place_of(b"other", made)
+    """
+    found = _PLACE.match(text)
+    if found is None:
+        return None
+    place = Place(found[1], int(found[2]), int(found[3]))
+    return place if compare_digest(opaque_of(key, *place), text) else None

@@ -15,21 +15,28 @@ from shared.clock import Clock
 from shared.connect import open_postgres
 from shared.errors import QueueError
 from shared.ids import Ids
+from shared.inbox import Inbox
 from shared.metrics import WorkerMetrics
 from shared.queue import Queue
+from shared.receipts import Receipts
 from shared.sealing import Sealing
 from shared.settings import Settings
+from shared.templates import Templates
 from worker.executor import Graph, Jobs, Tools
 from worker.graph import GraphClient
+from worker.graph_lists import ListReader
 from worker.graph_thin import ThinGraphClient
 from worker.health import checks
 from worker.log_writer import LogWriter
 from worker.pool import Pool
 from worker.publisher import Publisher
+from worker.receipts import Consumer
+from worker.receipts import Tools as ReceiptTools
 from worker.retry import WAITS, Waits
 from worker.scopes import Scopes
 from worker.senders import Senders
 from worker.suppression import Listed, Suppressions
+from worker.templates import Lists
 from worker.tick import Pulse
 
 _OFF_TTL_MS: Final = 10_000
@@ -60,6 +67,8 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
             ),
         )
         stack.push_async_callback(queue.close)
+        inbox = Inbox.open(settings, clock)
+        stack.push_async_callback(inbox.close)
         await queue.require_durable()
         pool = await open_postgres(settings)
         stack.push_async_callback(pool.close)
@@ -131,7 +140,14 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         writer = LogWriter(queue, archive, settings, clock, metrics, worker)
         publisher = Publisher(queue, archive, settings, clock, ids, senders)
         pulse.bring_back = publisher.bring_back
-        sides = [writer.run, publisher.run, senders.run, suppressions.run]
+        consumer = Consumer(
+            ReceiptTools(
+                queue, inbox, Receipts(pool), senders, scopes, clock, metrics, tools.opaque_key
+            ),
+            worker,
+        )
+        lists = Lists(Templates(pool), ListReader(settings), senders, clock)
+        sides = [writer.run, publisher.run, senders.run, suppressions.run, consumer.run, lists.run]
         await _together(stop, tools, slots, pulse, archive, sides)
 
 

@@ -259,6 +259,10 @@ class Publisher:
         result = await self._queue.restore(
             spec_of(row, row.reserved), rebuilt.states, rebuilt.cursor, counters, stopped
         )
+        if row.receipts_version:
+            await self._queue.totals(
+                row.id, row.receipts_version, row.delivered, row.read, row.undelivered
+            )
         _log.warning(
             "job.restored",
             jobId=row.id,

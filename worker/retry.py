@@ -10,6 +10,8 @@ from shared.graph_codes import CodeRow, reason_of, row_of
 from shared.models import TRIP, Answer, Reason
 
 IN_PLACE_MAX_S: Final = 2.0
+# By webhook, of a held message: the portfolio was stopped. In a reply it is a parameter's fault.
+PACED_OUT: Final = 135000
 DELAY_MAX_S: Final = 86_400.0
 
 _REASONS: Final = {"timeout": Reason.TIMEOUT, "reset": Reason.RESET, "bad_reply": Reason.BAD_REPLY}
@@ -133,6 +135,27 @@ def decide(
     if row.action == "trip" or (row.action == "retry" and row.then == "trip"):
         reason |= TRIP
     return Decision("failed", reason=reason, suppress_scope=row.suppress_scope)
+
+
+def decide_late(code: int, *, is_held: bool, waits: Waits = WAITS) -> Decision | None:
+    """Return whom a failure that a webhook tells concerns beyond its recipient; None: nobody.
+
+    The recipient stays `sent`: it is never put back into the same job.
+
+    Args:
+        code: of the failure.
+        is_held: Graph had taken the message and held it back, as it does with a paced template.
+        waits: of the table.
+
+    >>> decide_late(132015, is_held=True).scope, decide_late(131026, is_held=False)
+    ('template', None)
+    """
+    if code == PACED_OUT and is_held:
+        return Decision("back", reason=reason_of(code), scope_action="pause", scope="portfolio")
+    row = row_of(code, 400)
+    if row.where == "s" or row.action not in ("slow", "park", "pause"):
+        return None
+    return _back(row, Answer("rejected", code=code), reason_of(code), waits)
 
 
 def _retry(delay_s: float, reason: int) -> Decision:

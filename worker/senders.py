@@ -78,6 +78,18 @@ class Senders:
         """Return a sender as PostgreSQL had it at the last look, paused or not."""
         return self._rows.get(sender_id)
 
+    def numbers(self) -> set[str]:
+        """Return Graph's ids of all our numbers, paused or not."""
+        return {row.phone_number_id for row in self._rows.values()}
+
+    def named(self, sender_id: str) -> Sender | None:
+        """Return a sender without its token, paused or not; None when nobody knows it."""
+        row = self._rows.get(sender_id)
+        if row is None:
+            return None
+        rate = self._rate(row)
+        return Sender(row.id, row.name, row.phone_number_id, "", "", row.waba_id or "", rate)
+
     def rows_with_token(self, token: str) -> list[SenderRow]:
         """Return every sender that may send with this token."""
         return [self._rows[sender.id] for sender in self._open.values() if sender.token == token]
@@ -85,6 +97,15 @@ class Senders:
     def rows_of_waba(self, waba_id: str) -> list[SenderRow]:
         """Return every sender of a WhatsApp business account."""
         return [row for row in self._rows.values() if row.waba_id == waba_id]
+
+    def accounts(self) -> dict[str, list[Sender]]:
+        """Return the senders that may send, by WhatsApp business account, where that is known."""
+        out: dict[str, list[Sender]] = {}
+        for sender in self._open.values():
+            # It stands in a path.
+            if sender.waba_id.isascii() and sender.waba_id.isdigit():
+                out.setdefault(sender.waba_id, []).append(sender)
+        return out
 
     def name_of(self, sender_id: str) -> str:
         """Return a sender's name, paused or not; its id when nobody knows it."""

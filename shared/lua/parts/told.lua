@@ -41,7 +41,9 @@ local function apply_facts()
       if OUTCOME[to] then
         if RANK[to] > RANK[was] then
           move(x, old, math.max(attempt, used) * 8 + to)
-          kept[#kept + 1] = string.sub(facts, i, i + 8)
+          -- Of an earlier attempt, it is told with the attempts that were used since.
+          kept[#kept + 1] = string.sub(facts, i, i + 2) .. string.char(math.max(attempt, used))
+                            .. string.sub(facts, i + 4, i + 8)
           local reason = (r1 % 128) * 256 + r2
           if to == 3 or to == 5 then reasons[reason] = (reasons[reason] or 0) + 1 end
           if to == 3 and r1 >= 128 then

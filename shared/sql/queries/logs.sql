@@ -21,7 +21,8 @@ WITH incoming AS (
   ORDER BY i.job_number, i.position
   ON CONFLICT (job_number, position) DO UPDATE SET outcome = excluded.outcome,
     rank = excluded.rank, reason = excluded.reason, attempts = excluded.attempts,
-    wamid = coalesce(excluded.wamid, l.wamid), code = excluded.code, error = excluded.error,
+    wamid = coalesce(l.wamid, excluded.wamid), wamid2 = CASE
+      WHEN l.wamid <> excluded.wamid THEN excluded.wamid ELSE l.wamid2 END, code = excluded.code, error = excluded.error,
     trace = excluded.trace, message_status = excluded.message_status, at = excluded.at
   WHERE excluded.rank > l.rank
   RETURNING l.job_number, l.position, l.outcome, l.sender

@@ -8,7 +8,9 @@ FROM bulk_jobs WHERE id = $1 AND ($2::uuid IS NULL OR owner = $2::uuid);
 -- A window of positions with what each came to; what is not logged has no outcome yet. A message
 -- that Graph holds back has no receipt of its own before a webhook speaks of it.
 WITH seen AS (
-  SELECT p AS position, l.outcome, l.reason, l.code, l.error, l.attempts, l.wamid, l.at, l.receipt_at,
+  SELECT p AS position, l.outcome, l.reason, l.attempts, l.wamid, l.at, l.receipt_at,
+    CASE WHEN l.receipt = 2 THEN coalesce(l.code, l.receipt_code) ELSE l.code END AS code,
+    CASE WHEN l.receipt = 2 THEN coalesce(l.error, l.receipt_error) ELSE l.error END AS error,
     CASE WHEN l.receipt = 0 AND l.message_status <> 'accepted' THEN 1
       ELSE coalesce(l.receipt, 0) END AS receipt
   FROM generate_series($2::integer, $3::integer) AS p
@@ -34,7 +36,9 @@ WHERE lifted_at IS NULL AND phone = ANY ($1::bigint[]) AND (scope = 'all' OR $2:
 -- name: history
 -- A job holds a number once, so a job's number says where a list goes on.
 SELECT l.job_number, l.job_id, l.campaign_id, l.kind, l.template_name, l.sender, l.position,
-  l.outcome, l.reason, l.code, l.error, l.attempts, l.wamid,
+  l.outcome, l.reason, l.attempts, l.wamid,
+  CASE WHEN l.receipt = 2 THEN coalesce(l.code, l.receipt_code) ELSE l.code END AS code,
+  CASE WHEN l.receipt = 2 THEN coalesce(l.error, l.receipt_error) ELSE l.error END AS error,
   (extract(epoch FROM l.at) * 1000)::bigint AS at_ms,
   (extract(epoch FROM l.receipt_at) * 1000)::bigint AS receipt_at_ms,
   CASE WHEN l.receipt = 0 AND l.message_status <> 'accepted' THEN 1 ELSE l.receipt END AS receipt

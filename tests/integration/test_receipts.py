@@ -1,0 +1,470 @@
+"""What webhooks say reaches both stores and the snapshot, whatever their order and who dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from api.progress import progress_of
+from shared import keys
+from shared.archive import Archive, NewJob, SenderRow, pack_blob
+from shared.clock import Clock
+from shared.connect import open_postgres
+from shared.ids import Ids
+from shared.inbox import Inbox
+from shared.metrics import WorkerMetrics
+from shared.models import Chunk, Detail, Fact, Intent, JobSpec, Reason, State, state_of
+from shared.opaque import opaque_of
+from shared.queue import Queue
+from shared.receipts import Receipts
+from shared.results import RecipientFilter, Results
+from shared.sealing import Sealing
+from shared.settings import Settings
+from worker.log_writer import LogWriter
+from worker.receipts import Consumer, Tools
+from worker.scopes import Scopes
+from worker.senders import Senders
+from worker.tick import Pulse
+
+IDS = Ids()
+KEY = b"opaque"
+FIRST = 15550000000
+AT_S = 1_795_511_671
+Eventually = Callable[..., Awaitable[Any]]
+
+
+class Post:
+    """Two jobs' worth of doors, one consumer of webhooks, one writer of outcomes."""
+
+    def __init__(self, settings: Settings, queue: Queue, pool: asyncpg.Pool[Any]) -> None:
+        self.queue, self.pool, self.archive = queue, pool, Archive(pool)
+        self.registry, clock = CollectorRegistry(), Clock()
+        metrics = WorkerMetrics(self.registry)
+        self.inbox = Inbox.open(settings, clock)
+        sealing = Sealing(settings.bulk_secret_key)
+        self.senders = Senders(self.archive, queue, settings, sealing, clock)
+        pulse = Pulse(queue, "w1", settings, clock, metrics)
+        self.tools = Tools(
+            queue,
+            self.inbox,
+            Receipts(pool),
+            self.senders,
+            Scopes(queue, self.archive, self.senders, pulse, clock),
+            clock,
+            metrics,
+            KEY,
+        )
+        self.consumer = Consumer(self.tools, "w1")
+        self.writer = LogWriter(queue, self.archive, settings, clock, metrics, "w1")
+        self.owner = str(IDS.user_id())
+        self.sealed = sealing.seal("token")
+
+    async def open(self) -> None:
+        await self.archive.add_user(self.owner, "a@example.com", "hash", "user")
+        await self.archive.add_sender(
+            SenderRow("s1", "main", "1001", self.sealed, rate=0.0, waba_id="w1")
+        )
+        await self.archive.add_sender(
+            SenderRow("s2", "other", "1002", self.sealed, rate=0.0, waba_id="w1")
+        )
+        await self.queue.give_born(0, "b")
+        await self.queue.prepare(0)
+        await self.inbox.prepare()
+        await self.senders.refresh()
+
+    async def job(self, *outcomes: State, held: bool = False) -> str:
+        """Return a job whose recipients came to these; `sent` have the id `wamid.<position>`."""
+        job, count = IDS.job_id(0), len(outcomes)
+        chunk = msgspec.msgpack.encode(Chunk([FIRST + i for i in range(count)]))
+        await self.archive.add_job(
+            NewJob(
+                id=job, owner=self.owner, campaign_id=None, name=None, kind="template",
+                template_name="t", template_language="en", sender_id="s1", sender_name="main",
+                message=b"{}", vars=[], chunk_size=count, recipients=count,
+                blob=pack_blob([chunk]), intake=b"{}", rate=0.0, weight=4, priority="normal",
+                scheduled_ms=0, expires_ms=0, on_unknown="hold", reserved=count, step=count,
+                born="b", created_ms=Clock().now_ms(),
+            )
+        )  # fmt: skip
+        await self.queue.stage(job, 0, [chunk])
+        await self.queue.submit(
+            JobSpec(job, "s1", self.owner, count, count, count, count, b"{}", [])
+        )
+        [claim] = await self.queue.claim(0, "w1", 1, 500)
+        await self.queue.begin("w1", [claim])
+        intents = b"".join(Intent(i, 1).pack() for i in range(count))
+        await self.queue.report("w1", claim, intents=intents)
+        facts, details = b"", []
+        status = "held_for_quality_assessment" if held else None
+        for i, state in enumerate(outcomes):
+            if state != State.INTENT:
+                reason = Reason.TIMEOUT if state is State.UNKNOWN else 0
+                facts += Fact(i, state, 1, reason).pack()
+                wamid = f"wamid.{job[-6:]}{i}" if state is State.SENT else None
+                details.append(Detail(i, FIRST + i, 1000 * AT_S, wamid, message_status=status))
+        is_done = State.INTENT not in outcomes
+        record = msgspec.msgpack.encode(details)
+        await self.queue.report("w1", claim, facts=facts, record=record, done=is_done)
+        return job
+
+    async def said(self, *statuses: dict[str, Any], number: str = "1001") -> None:
+        await self.inbox.append(body(*statuses, number=number))
+
+    async def work(self) -> None:
+        """Work off what waits, outcomes first and last, as two side tasks would in a second."""
+        for act in (self.write, self.read, self.write, self.consumer.sweep):
+            await act()
+
+    async def read(self) -> None:
+        stop = asyncio.Event()
+        hooks = await self.inbox.read("w1", 100, 1, given=False)
+        await self.consumer._work_off(hooks, stop)
+
+    async def write(self) -> None:
+        await self.writer._drain(0)
+
+    async def row(self, job: str, position: int) -> dict[str, Any]:
+        found = await self.pool.fetchrow(
+            "SELECT l.* FROM campaign_logs l WHERE job_id = $1 AND position = $2", job, position
+        )
+        return dict(found) if found else {}
+
+    async def figures(self, job: str) -> list[tuple[int, ...]]:
+        """Return unknown, sent, delivered, read, undelivered by Redis, its snapshot, PostgreSQL."""
+        status = (await self.queue.statuses([job]))[0]
+        assert status is not None
+        row = await self.archive.job(job, None)
+        assert row is not None
+        logs = await self.pool.fetchrow(
+            "SELECT count(*) FILTER (WHERE outcome = 'unknown') AS unknown,"
+            " count(*) FILTER (WHERE outcome = 'sent') AS sent,"
+            " count(*) FILTER (WHERE receipt >= 3) AS delivered,"
+            " count(*) FILTER (WHERE receipt = 4) AS read,"
+            " count(*) FILTER (WHERE receipt = 2) AS undelivered"
+            " FROM campaign_logs WHERE job_id = $1",
+            job,
+        )
+        assert logs is not None
+        tally, shown = status.tally, progress_of(status)
+        receipts = (status.delivered, status.read, status.undelivered)
+        return [
+            (tally.unknown, tally.sent, *receipts),
+            (shown.unknown, shown.sent, shown.delivered, shown.read, shown.undelivered),
+            (row.unknown, row.sent, row.delivered, row.read, row.undelivered),
+            tuple(logs),
+        ]
+
+    async def waiting(self) -> int:
+        client: Any = self.queue.visitors
+        return int(await client.xlen(keys.INBOX))
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"drumbeat_{name}", labels) or 0.0
+
+
+def status(
+    wamid: str,
+    word: str,
+    after_s: int = 1,
+    *,
+    of: tuple[str, int] | None = None,
+    code: int | None = None,
+    attempt: int = 1,
+) -> dict[str, Any]:
+    made: dict[str, Any] = {"id": wamid, "status": word, "timestamp": str(AT_S + after_s)}
+    made["recipient_id"] = "15550000000"
+    if of is not None:
+        made["biz_opaque_callback_data"] = opaque_of(KEY, *of, attempt)
+    if code is not None:
+        details = {"details": "to +15550000000"}
+        made["errors"] = [{"code": code, "title": "x", "error_data": details}]
+    return made
+
+
+def body(*statuses: dict[str, Any], number: str = "1001", field: str = "messages") -> bytes:
+    value = {"messaging_product": "whatsapp", "metadata": {"phone_number_id": number}}
+    value["statuses"] = list(statuses)  # type: ignore[assignment]
+    entry = {"id": "w1", "changes": [{"field": field, "value": value}]}
+    return json.dumps({"object": "whatsapp_business_account", "entry": [entry]}).encode()
+
+
+@pytest.fixture
+async def post(settings: Settings, queue: Queue) -> AsyncIterator[Post]:
+    async with AsyncExitStack() as stack:
+        pool = await open_postgres(settings)
+        stack.push_async_callback(pool.close)
+        made = Post(settings, queue, pool)
+        stack.push_async_callback(made.inbox.close)
+        await made.open()
+        yield made
+
+
+async def test_receipts_move_up_and_are_counted_everywhere(post: Post) -> None:
+    job = await post.job(State.SENT, State.SENT, State.SENT, State.FAILED)
+    ids = [f"wamid.{job[-6:]}{i}" for i in range(3)]
+    await post.said(
+        status(ids[0], "read", 5, of=(job, 0)),
+        status(ids[0], "delivered", 3, of=(job, 0)),
+        status(ids[1], "delivered", 2),  # by the message's id alone
+        status(ids[2], "failed", 4, of=(job, 2), code=131026),
+    )
+    await post.said(status(ids[0], "sent", 1, of=(job, 0)))
+    await post.work()
+    assert await post.figures(job) == [(0, 3, 2, 1, 1)] * 4
+    first, third = await post.row(job, 0), await post.row(job, 2)
+    assert (first["receipt"], third["receipt"], third["outcome"]) == (4, 2, "sent")
+    assert first["receipt_at"].timestamp() == AT_S + 5
+    assert first["receipt_delivered_at"].timestamp() == AT_S + 3
+    assert first["receipt_sent_at"].timestamp() == AT_S + 1
+    assert third["receipt_code"] == 131026
+    assert "15550000000" not in third["receipt_error"]
+    assert await post.waiting() == 0
+    assert post.metric("receipts_total", status="delivered") == 2
+    assert post.metric("receipts_total", status="failed") == 1
+    assert post.metric("receipt_delay_seconds_sum", status="failed") == 4
+
+
+async def test_a_replay_changes_nothing_and_tells_the_totals_again(post: Post) -> None:
+    job = await post.job(State.SENT)
+    told = [status(f"wamid.{job[-6:]}0", word, of=(job, 0)) for word in ("sent", "delivered")]
+    for _ in range(3):
+        await post.said(*told)
+        await post.work()
+    row = await post.archive.job(job, None)
+    assert row is not None
+    assert (row.receipts_version, row.delivered) == (1, 1)
+    client: Any = post.queue.visitors
+    await client.hdel(keys.job(job), "receipts_version", "delivered")
+    await post.said(*told)
+    await post.work()
+    assert await post.figures(job) == [(0, 1, 1, 0, 0)] * 4
+    assert post.metric("webhooks_total", result="duplicate") >= 6
+
+
+@pytest.mark.parametrize("word", ["sent", "delivered", "read", "failed"])
+async def test_any_status_settles_an_unknown_one(post: Post, word: str) -> None:
+    job = await post.job(State.UNKNOWN, State.SENT)
+    await post.write()
+    assert [f[:2] for f in await post.figures(job)] == [(1, 1)] * 4
+    await post.said(
+        status("wamid.new", word, of=(job, 0), code=131026 if word == "failed" else None)
+    )
+    await post.work()
+    figures = await post.figures(job)
+    assert len(set(figures)) == 1, figures
+    assert figures[0][:2] == (0, 2)
+    row = await post.row(job, 0)
+    assert (row["outcome"], row["wamid"]) == ("sent", "wamid.new")
+    assert post.metric("unknown_settled_total", to="sent") == 1
+    assert [state_of(b) for b in await post.queue.states(job)] == [State.SENT] * 2
+
+
+async def test_an_unknown_one_is_settled_after_the_jobs_keys_have_gone(post: Post) -> None:
+    job = await post.job(State.UNKNOWN)
+    await post.write()
+    client: Any = post.queue.visitors
+    await client.delete(*[key async for key in client.scan_iter(f"*{job}*")])
+    await post.said(status("wamid.new", "delivered", of=(job, 0)))
+    await post.work()
+    row = await post.archive.job(job, None)
+    assert row is not None
+    assert (row.unknown, row.sent, row.delivered) == (0, 1, 1)
+    assert (await post.row(job, 0))["wamid"] == "wamid.new"
+    assert post.metric("unknown_settled_total", to="sent") == 1
+
+
+async def test_a_webhook_before_its_answer_says_sent_and_the_answer_changes_nothing(
+    post: Post,
+) -> None:
+    job = await post.job(State.INTENT, State.SENT)
+    await post.said(status("wamid.first", "delivered", of=(job, 0)))
+    await post.read()
+    assert state_of((await post.queue.states(job))[0]) is State.SENT
+    await post.work()
+    assert await post.figures(job) == [(0, 2, 1, 0, 0)] * 4
+    row = await post.row(job, 0)
+    assert (row["phone"], row["wamid"]) == (FIRST, "wamid.first")
+    assert await post.pool.fetchval("SELECT count(*) FROM early_receipts") == 0
+
+
+async def test_a_failure_proves_nothing_of_what_was_refused_at_once(post: Post) -> None:
+    job = await post.job(State.FAILED)
+    await post.said(status("wamid.x", "failed", of=(job, 0), code=131026))
+    await post.work()
+    assert (await post.row(job, 0))["outcome"] == "failed"
+    assert await post.figures(job) == [(0, 0, 0, 0, 0)] * 4
+    await post.said(status("wamid.x", "delivered", of=(job, 0)))
+    await post.work()
+    assert await post.figures(job) == [(0, 1, 1, 0, 0)] * 4
+
+
+async def test_an_unknown_id_waits_a_day_and_spoils_nothing(post: Post) -> None:
+    job = await post.job(State.SENT)
+    await post.said(
+        status("wamid.never", "delivered"), status(f"wamid.{job[-6:]}0", "delivered", of=(job, 0))
+    )
+    await post.work()
+    assert await post.figures(job) == [(0, 1, 1, 0, 0)] * 4
+    assert post.metric("webhooks_total", result="unmatched") == 0
+    await post.pool.execute("UPDATE early_receipts SET came_at = came_at - interval '24 hours'")
+    await post.consumer.sweep()
+    assert post.metric("webhooks_total", result="unmatched") == 1
+    assert await post.pool.fetchval("SELECT count(*) FROM early_receipts") == 0
+
+
+async def test_a_second_message_to_one_recipient_is_an_alarm(post: Post) -> None:
+    job = await post.job(State.SENT)
+    await post.said(status("wamid.second", "delivered", of=(job, 0), attempt=2))
+    await post.work()
+    row = await post.row(job, 0)
+    assert (row["wamid"], row["wamid2"]) == (f"wamid.{job[-6:]}0", "wamid.second")
+    await post.said(status("wamid.second", "read", 9))
+    await post.work()
+    assert (await post.row(job, 0))["receipt"] == 4
+    assert post.metric("duplicates_total") == 1
+
+
+async def test_what_a_dead_reader_was_given_is_taken_over(post: Post) -> None:
+    job = await post.job(State.SENT)
+    await post.said(status(f"wamid.{job[-6:]}0", "delivered", of=(job, 0)))
+    await post.write()
+    assert len(await post.inbox.read("dead", 10, 1, given=False)) == 1
+    assert await post.consumer.take_over("0-0", asyncio.Event()) == "0-0"
+    assert await post.waiting() == 1  # not idle for long enough
+    client: Any = post.queue.visitors
+    [entry] = await client.xpending_range(keys.INBOX, "receipts", "-", "+", 1)
+    await client.xclaim(keys.INBOX, "receipts", "dead", 0, [entry["message_id"]], idle=31_000)
+    await post.consumer.take_over("0-0", asyncio.Event())
+    assert await post.waiting() == 0
+    assert await post.figures(job) == [(0, 1, 1, 0, 0)] * 4
+
+
+@pytest.mark.parametrize(
+    ("bad", "result"),
+    [
+        (b"not json", "unreadable"),
+        (b"[" * 100_000, "unreadable"),
+        (b'{"object":"page","entry":[]}', "foreign"),
+        (body(status("wamid.1", "delivered"), number="9"), "foreign"),
+        (body(status("wamid.1", "teleported")), "unreadable"),
+        (body(status("wamid.\0", "delivered")), "unreadable"),
+        (body({"id": 5}), "unreadable"),
+    ],
+)
+async def test_what_cannot_be_used_is_counted_and_done_with(
+    post: Post, bad: bytes, result: str
+) -> None:
+    await post.inbox.append(bad)
+    await post.work()
+    assert post.metric("webhooks_total", result=result) == 1
+    assert await post.waiting() == 0
+
+
+async def test_a_dropped_template_pauses_the_jobs_that_use_it(post: Post) -> None:
+    job = await post.job(State.SENT, State.INTENT, held=True)
+    await post.write()
+    failure = status(f"wamid.{job[-6:]}0", "failed", of=(job, 0), code=132015)
+    await post.said(failure)
+    await post.work()
+    paused = (await post.queue.statuses([job]))[0]
+    assert paused is not None
+    assert (paused.state, paused.reason) == ("paused", "template_paused:132015")
+    # An operator lets it go on; the same webhook once more does not stop it again.
+    await post.queue.control(job, "resume", by="x")
+    await post.said(failure)
+    await post.work()
+    resumed = (await post.queue.statuses([job]))[0]
+    assert resumed is not None
+    assert resumed.state == "running"
+
+
+async def test_a_dropped_portfolio_stops_its_senders_and_only_when_held(post: Post) -> None:
+    for is_held in (False, True):
+        job = await post.job(State.SENT, held=is_held)
+        await post.write()
+        await post.said(status(f"wamid.{job[-6:]}0", "failed", of=(job, 0), code=135000))
+        await post.work()
+        rows = {row.id: (row.state, row.why) for row in await post.archive.senders()}
+        stopped = ("paused", "portfolio:135000")
+        assert rows == dict.fromkeys(("s1", "s2"), stopped if is_held else ("active", ""))
+
+
+@pytest.mark.parametrize(("code", "scope"), [(131050, "marketing"), (130403, "all")])
+async def test_who_does_not_want_us_is_suppressed(post: Post, code: int, scope: str) -> None:
+    job = await post.job(State.SENT)
+    await post.write()
+    for _ in range(2):
+        await post.said(status(f"wamid.{job[-6:]}0", "failed", of=(job, 0), code=code))
+        await post.work()
+    [entry] = await post.archive.suppressions()
+    assert (entry.phone, entry.scope, entry.reason) == (FIRST, scope, str(code))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1), (1, 0, 2, 1, 0)])
+async def test_the_last_wish_counts_in_any_order(post: Post, order: tuple[int, ...]) -> None:
+    wishes = [("stop", 1), ("resume", 2), ("stop", 3)]
+    for i in order:
+        word, after_s = wishes[i]
+        value = {
+            "metadata": {"phone_number_id": "1001"},
+            "user_preferences": [
+                {"wa_id": str(FIRST), "category": "marketing_messages", "value": word,
+                 "timestamp": AT_S + after_s}
+            ],
+        }  # fmt: skip
+        change = {"changes": [{"field": "user_preferences", "value": value}]}
+        whole = {"object": "whatsapp_business_account", "entry": [change]}
+        await post.inbox.append(json.dumps(whole).encode())
+        await post.work()
+    kept = [e for e in await post.archive.suppressions() if not e.is_lifted]
+    assert [(e.phone, e.scope, e.reason) for e in kept] == [(FIRST, "marketing", "stop")]
+
+
+async def test_a_consumer_goes_on_after_both_stores_were_away(
+    post: Post, eventually: Eventually
+) -> None:
+    """What is given stays given until it is written; nothing is read twice into the totals."""
+    job = await post.job(State.SENT)
+    await post.write()
+    stop = asyncio.Event()
+    running = asyncio.create_task(post.consumer.run(stop))
+    await post.pool.expire_connections()
+    client: Any = post.queue.visitors
+    await client.client_kill_filter(_type="normal", skipme=True)
+    told = body(status(f"wamid.{job[-6:]}0", "delivered", of=(job, 0)))
+    await client.xadd(keys.INBOX, {"b": told})
+
+    async def is_done() -> bool:
+        return await post.waiting() == 0
+
+    await eventually(is_done)
+    assert await post.figures(job) == [(0, 1, 1, 0, 0)] * 4
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+async def test_a_failure_after_sent_is_shown_with_its_code(post: Post) -> None:
+    job = await post.job(State.SENT, State.SENT)
+    wamids = [f"wamid.{job[-6:]}{i}" for i in range(2)]
+    await post.said(*(status(wamid, "failed", code=131026) for wamid in wamids))
+    await post.said(status(wamids[1], "delivered", 2))
+    await post.work()
+    results = Results(post.pool)
+    async with results.snapshot(job, None) as held:
+        assert held is not None
+        rows = await held.window(0, 1, RecipientFilter(), 10)
+        failed = await held.window(0, 1, RecipientFilter(codes=[131026]), 10)
+    assert [(row.outcome, row.receipt, row.code) for row in rows] == [
+        ("sent", 2, 131026), ("sent", 3, None)
+    ]  # fmt: skip
+    assert [row.position for row in failed] == [0]
+    [seen] = await results.history(FIRST, None, 0, 5)
+    assert (seen.result.receipt, seen.result.code) == (2, 131026)
