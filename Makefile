@@ -70,9 +70,9 @@ shape: ## the ten longest functions
 check: ## what CI runs: test, lint, types, contracts, a short demo
 	@.ci/run
 
-bench: ## the README's numbers
+bench: ## the README's numbers, beside the peers'; ARGS="--quick" or "--only worker,accept"
 	@$(DEV)
-	DRUMBEAT_TESTS=all $(BIN)/pytest tests/bench -s -p no:randomly $(ARGS)
+	$(BIN)/python -m tests.bench $(ARGS)
 
 faults: ## faults at every effect, then kills, freezes and cut wires on real stacks: two tables
 	@$(DEV)
@@ -102,6 +102,6 @@ lock: ## pin every dependency with its hashes (needs uv)
 	  pyproject.toml -o deploy/requirements-dev.lock
 
 clean: ## remove .venv, .demo and caches (not while `make up` runs)
-	rm -rf .venv .demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .bench .demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	rm -rf .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -35,7 +35,14 @@ class Bench:
     def __init__(self, queue: Queue, archive: Archive, ledger: Path, owner: str) -> None:
         self.queue, self.archive, self.ledger, self.owner = queue, archive, ledger, owner
 
-    async def submit(self, phones: list[int], *, sender: str = "snd_main", **more: Any) -> str:
+    async def submit(
+        self,
+        phones: list[int],
+        *,
+        sender: str = "snd_main",
+        message: bytes = MESSAGE,
+        **more: Any,
+    ) -> str:
         job, size, count = IDS.job_id(0), 50, len(phones)
         encoded = [
             msgspec.msgpack.encode(Chunk(phones[i : i + size])) for i in range(0, count, size)
@@ -45,7 +52,7 @@ class Bench:
             NewJob(
                 id=job, owner=self.owner, campaign_id=None, name=None, kind="text",
                 template_name=None, template_language=None, sender_id=sender, sender_name="main",
-                message=MESSAGE, vars=[], chunk_size=size, recipients=count,
+                message=message, vars=[], chunk_size=size, recipients=count,
                 blob=pack_blob(encoded), intake=b"{}", rate=0.0, weight=4, priority="normal",
                 scheduled_ms=0, expires_ms=0, on_unknown="hold", reserved=count, step=count,
                 born="b", created_ms=values["created_ms"],
@@ -53,7 +60,7 @@ class Bench:
         )  # fmt: skip
         for first in range(0, len(encoded), 200):
             await self.queue.stage(job, first, encoded[first : first + 200])
-        spec = JobSpec(job, sender, self.owner, count, size, count, count, MESSAGE, [], **values)
+        spec = JobSpec(job, sender, self.owner, count, size, count, count, message, [], **values)
         assert (await self.queue.submit(spec)).kind == "made"
         return job
 
