@@ -22,8 +22,8 @@ PARAMETERS_MAX: Final = 100
 TEXT_MAX: Final = {"header": 60, "body": 1024, "button": 2000}
 PLACEHOLDER: Final = re.compile(r"\{\{([a-z0-9_]{1,32})\}\}")
 
-_NAME: Final = re.compile(r"\A[a-z0-9_]{1,512}\Z")
-_LANGUAGE: Final = re.compile(r"\A[a-z]{2,3}(?:_[A-Z]{2})?\Z")
+NAME: Final = re.compile(r"\A[a-z0-9_]{1,512}\Z")
+LANGUAGE: Final = re.compile(r"\A[a-z]{2,3}(?:_[A-Z]{2})?\Z")
 _SPACED: Final = re.compile(r"[\n\r\t]| {5}")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _COMPONENTS: Final = ("header", "body", "button")
@@ -269,10 +269,10 @@ def parse_message(message: Message) -> list[Fault]:
 def _template_faults(template: Template) -> list[Fault]:
     at = "/message/template"
     faults = []
-    if not _NAME.match(template.name):
+    if not NAME.match(template.name):
         text = "a template's name is 1 to 512 of a-z, 0-9 and _"
         faults.append(Fault(f"{at}/name", "bad_template", text))
-    if not _LANGUAGE.match(template.language_code):
+    if not LANGUAGE.match(template.language_code):
         text = "a language code looks like en or en_US"
         faults.append(Fault(f"{at}/language_code", "bad_template", text))
     if len(template.components) > COMPONENTS_MAX:

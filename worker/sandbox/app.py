@@ -10,7 +10,7 @@ import struct
 from array import array
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -32,6 +32,7 @@ from worker.sandbox.behaviour import (
     whatsapp_id,
 )
 from worker.sandbox.ledger import Count, Entry, Ledger
+from worker.sandbox.statuses import Hooks, Webhooks, webhook
 
 HEAD_MAX: Final = 65_536
 BODY_MAX: Final = 1_048_576
@@ -182,6 +183,7 @@ class Sandbox:
         clock: for bucket and stamps.
         ids: for latency and wamids.
         admin_token: asked of the admin paths; None asks nothing, an empty one lets nobody in.
+        webhooks: told of what is accepted; None = nobody is.
     """
 
     def __init__(
@@ -191,6 +193,7 @@ class Sandbox:
         clock: Clock,
         ids: Ids,
         admin_token: str | None = None,
+        webhooks: Webhooks | None = None,
     ) -> None:
         """Keep what is given; `listen` opens the port."""
         self._behaviour = behaviour
@@ -198,6 +201,7 @@ class Sandbox:
         self._clock = clock
         self._ids = ids
         self._admin_token = admin_token
+        self._webhooks = webhooks or Webhooks(Hooks(), "", clock, ids)
         self._epoch = f"{clock.now_ms():X}"
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -219,6 +223,7 @@ class Sandbox:
         for task in self._tasks:
             task.cancel()
         self._shut()
+        await self._webhooks.close()
         await self._ledger.close()
 
     def _shut(self) -> None:
@@ -243,9 +248,14 @@ class Sandbox:
         if heard.method == "POST" and edge in ("messages", "marketing_messages"):
             self._send(heard, version, node, connection)
             return
+        is_list = urlsplit(edge).path == "message_templates"
         refusal = self._behaviour.refused_token(heard.token, "")
+        if refusal is None and is_list and heard.method == "GET":
+            refusal = self._behaviour.refused_list()
         if refusal is not None:
-            connection.answer(refusal.http, self._error(refusal))
+            connection.answer(refusal.http, self._error(refusal), self._usage(refusal))
+        elif heard.method == "GET" and is_list:
+            connection.answer(200, self._list(heard.path))
         elif heard.method == "GET":
             connection.answer(200, self._node(rest))
         else:
@@ -315,6 +325,7 @@ class Sandbox:
         due = now + delay_s
 
         def leave() -> None:
+            self._webhooks.accepted(entry, step.failed)
             wait_s = due - self._clock.monotonic() if delay_s else 0.0
             if wait_s > 0:
                 asyncio.get_running_loop().call_later(
@@ -391,9 +402,7 @@ class Sandbox:
         )
 
     def _node(self, rest: str) -> bytes:
-        node, _, edge = urlsplit(rest).path.partition("/")
-        if edge == "message_templates":
-            return _json.encode({"data": list(self._behaviour.templates.values())})
+        node = urlsplit(rest).path.partition("/")[0]
         return _json.encode(
             {
                 "id": node,
@@ -404,6 +413,17 @@ class Sandbox:
                 "health_status": {"can_send_message": "AVAILABLE"},
             }
         )
+
+    def _list(self, path: str) -> bytes:
+        """Return a page of templates; a cursor is the place where the next one begins."""
+        query = parse_qs(urlsplit(path).query)
+        given = (query.get("after", ["0"])[-1], query.get("limit", ["25"])[-1])
+        after, limit = (int(text) if text.isdigit() else 0 for text in given)
+        found, has_more = self._behaviour.listed(after, limit)
+        paging: dict[str, Any] = {"cursors": {"before": str(after), "after": str(after + limit)}}
+        if has_more:
+            paging["next"] = f"http://{self.host}:{self.port}{path}&after={after + limit}"
+        return _json.encode({"data": found, "paging": paging})
 
     # Admin paths
 
@@ -440,6 +460,10 @@ class Sandbox:
             ("GET", "ledger"): self._show_ledger,
             ("GET", "counts"): self._show_counts,
             ("GET", "stats"): self._show_stats,
+            ("GET", "hooks"): self._show_hooks,
+            ("PATCH", "hooks"): self._change_hooks,
+            ("POST", "inbound"): self._inbound,
+            ("POST", "event"): self._event,
             ("POST", "token"): self._change_token,
             ("POST", "down"): self._go_down,
             ("POST", "reset"): self._reset,
@@ -487,6 +511,29 @@ class Sandbox:
             "codes": self._ledger.codes,
             "senders": {sender: _speed(times) for sender, times in self._ledger.times.items()},
         }
+
+    async def _show_hooks(self, _body: bytes, _query: dict[str, str]) -> Hooks:
+        return self._webhooks.hooks
+
+    async def _change_hooks(self, body: bytes, _query: dict[str, str]) -> Hooks:
+        now = msgspec.to_builtins(self._webhooks.hooks)
+        self._webhooks.hooks = msgspec.convert(now | _any.decode(body), Hooks)
+        return self._webhooks.hooks
+
+    async def _inbound(self, body: bytes, _query: dict[str, str]) -> dict[str, object]:
+        """Take `{"sender": id, "messages": […]}` or `{"sender": id, "user_preferences": […]}`."""
+        asked = _any.decode(body)
+        metadata = {"phone_number_id": asked.pop("sender")}
+        field = "user_preferences" if "user_preferences" in asked else "messages"
+        value = {"messaging_product": "whatsapp", "metadata": metadata, **asked}
+        self._webhooks.post(webhook(field, [value]))
+        return {"field": field}
+
+    async def _event(self, body: bytes, _query: dict[str, str]) -> dict[str, object]:
+        """Take `{"field": name, "value": {…}, "waba": id}`."""
+        asked = _any.decode(body)
+        self._webhooks.post(webhook(asked["field"], [asked["value"]], asked.get("waba", "0")))
+        return {"field": asked["field"]}
 
     async def _change_token(self, body: bytes, _query: dict[str, str]) -> dict[str, object]:
         """Take `{"revoke": token}` or `{"rotate": token, "to": token}`."""

@@ -47,6 +47,7 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         body: text with `{{1}}` or `{{name}}`; its placeholders are the parameters asked for.
         header: kind of the header's parameter; None without one.
+        buttons: as Graph lists them.
     """
 
     name: str
@@ -55,11 +56,35 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     category: str = "UTILITY"
     header: str | None = None
     status: Literal["APPROVED", "PAUSED", "DISABLED"] = "APPROVED"
+    buttons: list[dict[str, Any]] = []
 
     @property
     def parameters(self) -> list[str]:
         """Return the placeholders of the body, in order of their first use."""
         return list(dict.fromkeys(re.findall(r"\{\{(\w+)\}\}", self.body)))
+
+    @property
+    def is_named(self) -> bool:
+        """Tell whether parameters are told apart by their names."""
+        return bool(self.parameters) and not self.parameters[0].isdigit()
+
+    def listed(self) -> dict[str, Any]:
+        """Return the template as Graph's list shows it."""
+        parts: list[dict[str, Any]] = []
+        if self.header is not None:
+            parts.append({"type": "HEADER", "format": self.header.upper()})
+        parts.append({"type": "BODY", "text": self.body})
+        if self.buttons:
+            parts.append({"type": "BUTTONS", "buttons": self.buttons})
+        return {
+            "name": self.name,
+            "parameter_format": "NAMED" if self.is_named else "POSITIONAL",
+            "components": parts,
+            "language": self.language,
+            "status": self.status,
+            "category": self.category,
+            "quality_score": {"score": "GREEN", "date": 1_790_000_000},
+        }
 
 
 TEMPLATES: Final = (
@@ -94,6 +119,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
         numbers: phone number ids that exist; empty = every one.
         tokens: token to the phone number id it may use; empty = every token.
         revoked: tokens that are no longer valid; so is any that begins with `revoked`.
+        list_code: what lists of templates are refused with; None = they are shown.
     """
 
     rate: float = 80.0
@@ -114,6 +140,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     numbers: list[str] = []
     tokens: dict[str, str] = {}
     revoked: list[str] = []
+    list_code: int | None = None
 
 
 class Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,6 +163,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         transient: Graph's `is_transient` beside a `code`.
         wamid: given to every acceptance in place of a new one.
         message_status: of a paced template.
+        failed: the code of the webhook `failed` that follows an acceptance.
         merge: fields put over those of an acceptance, at the top.
         gzip: the body is compressed.
         chunked: the body comes in chunks, without a length.
@@ -150,6 +178,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     raw: Raw | None = None
     wamid: str | None = None
     message_status: str | None = None
+    failed: int | None = None
     merge: dict[str, Any] = {}
     gzip: bool = False
     chunked: bool = False
@@ -277,6 +306,16 @@ class Behaviour:
         if not self.is_number(sender):
             return self._refuse(100, "The object does not exist.")
         return None
+
+    def refused_list(self) -> Verdict | None:
+        """Return the refusal of a list of templates, or None when it is shown."""
+        code = self.config.list_code
+        return None if code is None else self._refuse(code)
+
+    def listed(self, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
+        """Return at most `limit` templates from place `after` on, and whether there are more."""
+        found = [template.listed() for template in self.templates.values()]
+        return found[after : after + limit], len(found) > after + limit
 
     def judge(self, request: Request, sender: str, delivered: str, now: float) -> Verdict:
         """Return what becomes of a request that may be made.
@@ -427,13 +466,12 @@ class Behaviour:
             )
         if header and header[0].get("type") != template.header:
             return self._refuse(132012, f"header: expected {template.header}")
-        is_named = bool(names) and not names[0].isdigit()
         length = len(template.body)
         for index, parameter in enumerate(body):
             text = parameter.get("text")
             if parameter.get("type") != "text" or not isinstance(text, str):
                 return self._refuse(132012, f"body: parameter {index} must be text")
-            if is_named and parameter.get("parameter_name") not in names:
+            if template.is_named and parameter.get("parameter_name") not in names:
                 return self._refuse(100, "body: parameter_name is missing or unknown")
             if _SPACES.search(text):
                 return self._refuse(132018, "newline, tab or more than 4 spaces in a row")
@@ -458,6 +496,8 @@ def _family(digits: str, asked: int) -> Step | None:
         return Step(code=int("131" + rest))
     if first == "7" and int("132" + rest) in _LISTED:
         return Step(code=int("132" + rest))
+    if first == "9" and int("131" + rest) in _LISTED:
+        return Step(failed=int("131" + rest))
     if first == "6":
         code = {"00": 131000, "16": 131016, "29": 130429}.get(rest[1:])
         return Step(code=code) if code is not None and asked <= int(rest[0]) else None

@@ -130,6 +130,6 @@ FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace,
 WHERE s.nspname = current_schema() AND c.relkind = 'r'
   AND (n.needed = 'SELECT' OR c.relname <> 'schema_migrations')
   AND (n.needed IN ('SELECT', 'INSERT') OR c.relname <> 'audit_log')
-  AND (n.needed <> 'DELETE' OR c.relname IN ('bulk_jobs', 'uploads'))
+  AND (n.needed <> 'DELETE' OR c.relname IN ('bulk_jobs', 'uploads', 'templates'))
   AND NOT has_table_privilege(c.oid, n.needed)
 ORDER BY 2, 1;
