@@ -19,6 +19,7 @@ from shared.settings import load
 from worker.sandbox.app import Sandbox
 from worker.sandbox.behaviour import Behaviour, Config
 from worker.sandbox.ledger import Ledger
+from worker.sandbox.statuses import Hooks, Webhooks
 
 
 def _share(text: str) -> float:
@@ -50,6 +51,11 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--no-pair-limit", action="store_true", help="no limit per recipient")
     add("--token", action="append", default=[], help="the only tokens taken; repeatable")
     add("--phone-number-id", action="append", default=[], help="number of the token before it")
+    add(
+        "--webhook",
+        default="",
+        help="address told what becomes of messages; signs with the first of WHATSAPP_APP_SECRET",
+    )
     return parser.parse_args(arguments)
 
 
@@ -84,7 +90,10 @@ async def run(arguments: list[str] | None = None) -> int:
         admin_token = None if ip_address(asked.host).is_loopback else ""
     ledger = Ledger(asked.ledger, fsync=not asked.no_fsync)
     behaviour = Behaviour(_config(asked))
-    sandbox = Sandbox(behaviour, ledger, Clock(), Ids(asked.seed), admin_token)
+    clock, ids = Clock(), Ids(asked.seed)
+    secret = settings.whatsapp_app_secret[0].reveal() if settings.whatsapp_app_secret else ""
+    webhooks = Webhooks(Hooks(url=asked.webhook), secret, clock, Ids(asked.seed))
+    sandbox = Sandbox(behaviour, ledger, clock, ids, admin_token, webhooks)
     await sandbox.listen(asked.host, asked.port)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -94,9 +103,20 @@ async def run(arguments: list[str] | None = None) -> int:
         watch_stdin(stop.set)
     sys.stdout.write(f"sandbox listening on http://{asked.host}:{sandbox.port}\n")
     sys.stdout.flush()
+    token = settings.whatsapp_verify_token
+    checking = asyncio.create_task(_verify(webhooks, token.reveal() if token else ""))
     await stop.wait()
+    checking.cancel()
     await sandbox.close()
     return 0
+
+
+async def _verify(webhooks: Webhooks, token: str) -> None:
+    """Say whether the address of the webhooks knows the token that was agreed on."""
+    if webhooks.hooks.url and token:
+        word = "is verified" if await webhooks.verify(token) else "does not know the verify token"
+        sys.stdout.write(f"webhook address {word}\n")
+        sys.stdout.flush()
 
 
 def main() -> None:
