@@ -62,14 +62,17 @@ class Fleet:
             if clock.monotonic() - self._at < OLD_S:
                 return
             # The probes set `redis_up` and `postgres_up`; nobody else may ask for readiness.
-            redis, rows, sizes, _ = await asyncio.gather(
+            redis, rows, sizes, hooks_ms, _ = await asyncio.gather(
                 _within(self._redis()),
                 _within(self._rows()),
                 _within(self._sizes()),
+                _within(self._made.inbox.age_ms()),
                 self._made.ready.run(),
             )
             phases = await _within(self._phases(redis, rows))
             self._show(redis, rows, sizes, phases or (0, 0))
+            age_s = _NAN if hooks_ms is None else hooks_ms / 1000
+            self._made.metrics.inbox_age_seconds.set(age_s)
             self._at = clock.monotonic()
 
     async def scale(self) -> Mapping[str, float]:

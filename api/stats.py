@@ -42,6 +42,7 @@ async def collect(made: Resources) -> wire.Stats:
     shards, info, streams = await _redis(made, minutes)
     rows, jobs, active, version = await _postgres(made)
     in_flight, retrying = await _phases(made, active) if shards else (0, 0)
+    late_ms = await _webhook_lag_ms(made) if shards else 0
     today = minute % _DAY + 1
     outcomes = {
         name: sum(m.get(name, 0) for shard in shards for m in shard.minutes[:today])
@@ -86,7 +87,7 @@ async def collect(made: Resources) -> wire.Stats:
             up=bool(version), version=version, pool_busy=busy, pool_size=size
         ),
         archive_lag_s=round(max((s.outcomes_age_ms for s in shards), default=0) / 1000, 1),
-        webhook_lag_s=0.0,
+        webhook_lag_s=round(late_ms / 1000, 1),
         disabled=made.settings.disable_bulk_messaging or any(s.is_off for s in shards),
         sandbox=made.settings.is_sandbox,
     )
@@ -113,6 +114,14 @@ async def _postgres(
         return rows, jobs, active, await made.archive.server_version()
     except ArchiveError:
         return [], {}, [], ""
+
+
+async def _webhook_lag_ms(made: Resources) -> int:
+    try:
+        async with asyncio.timeout(_REDIS_S):
+            return await made.inbox.age_ms()
+    except (QueueError, TimeoutError):
+        return 0
 
 
 async def _phases(made: Resources, active: list[str]) -> tuple[int, int]:

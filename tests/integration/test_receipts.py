@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from random import Random
 from typing import Any
 
 import asyncpg
@@ -468,3 +469,53 @@ async def test_a_failure_after_sent_is_shown_with_its_code(post: Post) -> None:
     assert [row.position for row in failed] == [0]
     [seen] = await results.history(FIRST, None, 0, 5)
     assert (seen.result.receipt, seen.result.code) == (2, 131026)
+
+
+WORDS = ("sent", "failed", "delivered", "read", "played")
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_any_order_repeats_and_two_consumers_end_the_same(post: Post, seed: int) -> None:
+    """I13: what a job's receipts come to depends on what was said, and on nothing else."""
+    random = Random(seed)  # noqa: S311 - repeatable
+    count = 5
+    job = await post.job(*[State.SENT, State.UNKNOWN] * 2, State.SENT)
+    said: list[dict[str, Any]] = []
+    for position in range(count):
+        for word in random.sample(WORDS, random.randint(1, len(WORDS))):
+            for _ in range(random.randint(1, 2)):
+                code = random.choice([131026, 131049]) if word == "failed" else None
+                wamid = f"wamid.{job[-6:]}{position}"
+                told = status(wamid, word, random.randint(1, 9), of=(job, position), code=code)
+                said += [told] * random.randint(1, 3)
+    other = Consumer(post.tools, "w2")
+    ends = []
+    for _ in range(3):
+        random.shuffle(said)
+        rungs = [0] * count
+        for at in range(0, len(said), 7):
+            await post.inbox.append(body(*said[at : at + 7]))
+        while hooks := await post.inbox.read("w1", 2, 1, given=False):
+            stop = asyncio.Event()
+            await asyncio.gather(
+                *(c._work_off(hooks, stop) for c in (post.consumer, other)), post.write()
+            )
+            now = [(await post.row(job, i)).get("receipt", 0) for i in range(count)]
+            assert all(a <= b for a, b in zip(rungs, now, strict=True)), "a receipt went down"
+            rungs = now
+        await post.write()
+        await post.consumer.sweep()
+        names = [f"receipt{part}" for part in ("", "_at", "_sent_at", "_failed_at", "_code")]
+        rows = [await post.row(job, i) for i in range(count)]
+        figures = await post.figures(job)
+        assert len(set(figures)) == 1, figures
+        ends.append((figures[0], [[row[name] for name in names] for row in rows]))
+        # Forget it all, and hear it in another order.
+        await post.pool.execute(
+            "UPDATE campaign_logs SET receipt = 0, receipt_at = NULL, receipt_sent_at = NULL,"
+            " receipt_failed_at = NULL, receipt_delivered_at = NULL, receipt_read_at = NULL,"
+            " receipt_code = NULL, receipt_error = NULL"
+        )
+        await post.pool.execute("UPDATE bulk_jobs SET delivered = 0, read = 0, undelivered = 0")
+    assert ends[0] == ends[1] == ends[2]
+    assert ends[0][0][:2] == (0, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from io import BytesIO
 from typing import Any
@@ -12,12 +12,14 @@ import pytest
 from aiohttp import ClientResponse
 from multidict import CIMultiDict
 
+from api.fleet import Fleet
 from api.webhooks import BODY_MAX
 from shared import keys
 from shared.settings import Secret, Settings
 from tests.conftest import replaced
 from tests.integration.desk import Api, opened, problem
 
+Eventually = Callable[..., Awaitable[Any]]
 PATH = "/webhooks/whatsapp"
 OLD, NEW, TOKEN = "old-app-secret", "new-app-secret", "agreed upon"
 MANY = b'{"object":"whatsapp_business_account","entry":[' + b",".join([b"{}"] * 10_000) + b"]}"
@@ -191,3 +193,15 @@ async def test_a_server_that_is_nearly_full_takes_none(hooked: Api) -> None:
 async def test_without_the_settings_there_is_nothing_here(api: Api) -> None:
     await problem(await post(api, BODY, GOOD), 404, "not_found")
     await problem(await check(api), 404, "not_found")
+
+
+async def test_how_late_webhooks_are_is_shown(hooked: Api, eventually: Eventually) -> None:
+    assert (await post(hooked, BODY, GOOD)).status == 200
+
+    async def is_shown() -> bool:
+        body = await (await hooked.ask("root", "GET", "/api/bulk/stats")).json()
+        return bool(body["webhook_lag_s"] >= 0.1)
+
+    await eventually(is_shown)
+    await Fleet(hooked.made).refresh()
+    assert hooked.made.metrics.inbox_age_seconds._value.get() > 0
