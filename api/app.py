@@ -35,6 +35,7 @@ from shared.phone import PossibleLengths
 from shared.queue import Queue
 from shared.results import Results
 from shared.settings import Settings
+from shared.templates import Templates
 from shared.uploads import Uploads
 
 DRAIN_S: Final = 10.0
@@ -110,6 +111,7 @@ async def open_resources(
         results=Results(pool),
         lineage=Lineage(pool),
         uploads=Uploads(pool),
+        templates=Templates(pool),
         visitors=Visitors(queue, settings, ids),
         hub=hub,
         switch=Switch(queue, settings, clock, archive),

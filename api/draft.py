@@ -34,6 +34,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         scheduled_ms, expires_ms: epoch; 0 = at once, never.
         parent: the job that the recipients come from.
         is_retry: its message is the parent's.
+        category: of its template, by the list of now; None = not known, or it has none.
     """
 
     message: Message
@@ -47,6 +48,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     expires_ms: int = 0
     parent: str | None = None
     is_retry: bool = False
+    category: str | None = None
 
 
 class Draft(NamedTuple):
@@ -96,6 +98,7 @@ class Draft(NamedTuple):
             expires_ms=wanted.expires_ms,
             on_unknown=wanted.on_unknown,
             created_ms=now_ms,
+            category=wanted.category or "",
         )
         rate = min(rates, default=0.0)
         kept = people.kept(size, chunks)
@@ -158,6 +161,7 @@ class Draft(NamedTuple):
             sandbox=self.is_sandbox,
             metadata=wire.canonical(wanted.metadata).decode(),
             is_retry=wanted.is_retry,
+            template_category=wanted.category,
         )
 
 

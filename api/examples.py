@@ -12,6 +12,7 @@ from api.preflight import Preflight
 from api.progress import Event
 from api.recipients import RecipientList
 from api.retry import Retried, Retry
+from api.templates import TemplateList, TemplatePreview, TemplateRow, TemplateSync
 from api.uploads import Upload, UploadPatch
 
 _JOB: Final = "job_01m86db0v300hd99fdtgj8yepfzx"
@@ -158,6 +159,17 @@ EXAMPLES: Final[dict[type, dict[str, Any]]] = {
     papers.NewSuppression: {"phone": "+15550000001", "scope": "all", "reason": "asked by letter"},
     papers.Suppression: _ENTRY,
     papers.SuppressionList: _page(_ENTRY),
+    TemplateList: {**_page({
+        "name": "order_update", "language_code": "en_US", "category": "UTILITY",
+        "status": "APPROVED", "format": "NAMED", "params": ["first_name"], "quality": "GREEN",
+        "synced_at": _AT}), "synced_at": _AT, "why": None},
+    TemplateSync: {"sender": "main", "asked_at": _AT},
+    TemplateRow: {
+        "language_code": "en_US", "vars": {"first_name": "Ann"},
+        "components": [{"type": "body", "parameters": [
+            {"type": "text", "parameter_name": "first_name", "text": "{{first_name}}"}]}]},
+    TemplatePreview: {
+        "text": "Hi Ann, your order has left.", "missing_params": [], "problems": []},
     papers.AuditList: _page({
         "at": _AT, "actor": _USER, "action": "job.submit", "object": _JOB, "address": "a_5f1c09d2",
         "result": "ok", "reason": None, "request_id": "req_01m86db0v3tsjeha2jkw1nxyh5"}),

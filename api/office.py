@@ -12,6 +12,7 @@ from api import (
     senders,
     suppressions,
     switching,
+    templates,
     users,
 )
 
@@ -21,6 +22,7 @@ ROUTES: Final = (
     *keyring.ROUTES,
     *senders.ROUTES,
     *suppressions.ROUTES,
+    *templates.ROUTES,
     *audit_log.ROUTES,
     *error_pages.ROUTES,
     *reference.ROUTES,

@@ -24,6 +24,7 @@ from api.progress import Event
 from api.recipients import RecipientList
 from api.retry import Retried, Retry
 from api.router import Route
+from api.templates import TemplateList, TemplatePreview, TemplateRow, TemplateSync
 from api.uploads import Upload, UploadPatch
 
 JSON: Final = "application/json"
@@ -136,6 +137,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /api/suppressions": Operation("", papers.SuppressionList, query=(*_PAGE, "scope")),
     "POST /api/suppressions": Operation("", papers.Suppression, papers.NewSuppression, 201),
     "DELETE /api/suppressions/{suppression_id}": Operation("", status=204),
+    "GET /api/templates": Operation("", TemplateList, query=(*_PAGE, "sender")),
+    "POST /api/templates/sync": Operation("", TemplateSync, status=202, query=("sender",)),
+    "POST /api/templates/{name}/preview": Operation("", TemplatePreview, TemplateRow),
     "GET /api/audit": Operation(
         "", papers.AuditList, query=(*_PAGE, "actor", "action", "object", "from", "to")),
 }  # fmt: skip

@@ -18,12 +18,13 @@ from api.resources import Resources, resources
 from api.router import Route, query_of
 from api.sources import check_source, source_of
 from api.submit import check, owner_of, sender_of, take_all, turn_of
+from api.templates import Known, known_of
 from shared.archive import SenderRow
+from shared.definitions import is_marketing, missing_params, rendered
 from shared.errors import InvalidError
 from shared.message import Message, TemplateMessage, fill, slots
 
 _PREVIEWS: Final = 3
-_UNCHECKED: Final = "the list of templates is not known here; Graph decides when it is sent"
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -50,7 +51,7 @@ class TemplateCheck(msgspec.Struct, frozen=True):
 
 
 class Preview(msgspec.Struct, frozen=True):
-    """The texts of one row, filled in; of a template its parameters, a line each."""
+    """The texts of one row, filled in; of a template that is not known its parameters alone."""
 
     row: int
     text: str
@@ -81,15 +82,36 @@ def rows_of(error: InvalidError) -> list[wire.Row]:
     return rows or [wire.Row("", None, error.word, error.detail)]
 
 
-def previews_of(message: Message, taken: Taken) -> list[Preview]:
+def previews_of(message: Message, taken: Taken, known: Known | None) -> list[Preview]:
     """Return what the first recipients would read."""
     texts = [slot.text for slot in slots(message)]
+    definition = known.definition if known is not None else None
     found = []
     for place, row in enumerate(taken.rows[:_PREVIEWS]):
         values = taken.values[place] if taken.vars else None
+        if isinstance(message, TemplateMessage) and definition is not None:
+            found.append(Preview(row, rendered(message, definition, taken.vars, values)))
+            continue
         filled = [t if values is None else fill(t, taken.vars, values) for t in texts]
         found.append(Preview(row, "\n".join(filled)))
     return found
+
+
+def template_of(message: Message, known: Known | None) -> TemplateCheck | None:
+    """Return what is told of the message's template; None when it is from none. Pure."""
+    if known is None or not isinstance(message, TemplateMessage):
+        return None
+    checked, definition = not known.why, known.definition
+    if definition is None:
+        return TemplateCheck(checked, None, None, None, [], known.why or None)
+    return TemplateCheck(
+        checked,
+        definition.status,
+        definition.category,
+        definition.format,
+        missing_params(message.template, definition),
+        known.why or None,
+    )
 
 
 async def preflight(request: web.Request) -> web.Response:
@@ -119,6 +141,9 @@ async def _look(body: wire.SendRequest, made: Resources, asker: Principal) -> Pr
         sender = await sender_of(body.sender, made)
     except InvalidError as error:
         problems += rows_of(error)
+    known = await known_of(made, sender, body.message, is_awaited=True)
+    if known is not None:
+        problems += [wire.Row(f.pointer, None, f.code, f.detail) for f in known.faults]
     try:
         check_source(body, made.settings.bulk_hard_cap)
         source = await source_of(body, made, asker)
@@ -130,26 +155,24 @@ async def _look(body: wire.SendRequest, made: Resources, asker: Principal) -> Pr
     if taken is not None:
         problems += [wire.Row(f.pointer, f.row, f.code, f.detail) for f in taken.faults]
         is_ok = is_ok and bool(taken.phones) and (not taken.invalid or body.on_invalid == "skip")
-        rows = await _counts(body, made, taken)
-        preview = previews_of(body.message, taken)
+        rows = await _counts(made, taken, known)
+        preview = previews_of(body.message, taken, known)
         estimate = _estimate(body, made, taken, sender)
     return Preflight(
         ok=is_ok,
         rows=rows,
         problems=problems[:PROBLEMS_MAX],
-        template=TemplateCheck(False, None, None, None, [], _UNCHECKED)  # noqa: FBT003 - the answer's own field
-        if isinstance(body.message, TemplateMessage)
-        else None,
+        template=template_of(body.message, known),
         preview=preview,
         estimate=estimate,
         sender=SenderState(sender.name, sender.state) if sender is not None else None,
     )
 
 
-async def _counts(body: wire.SendRequest, made: Resources, taken: Taken) -> Rows:
-    # A template whose category nobody knows may be marketing.
-    is_marketing = isinstance(body.message, TemplateMessage)
-    suppressed = await made.results.suppressed_count(taken.phones, is_marketing=is_marketing)
+async def _counts(made: Resources, taken: Taken, known: Known | None) -> Rows:
+    # As a worker would have it: a text is never marketing.
+    is_stopped = known is not None and is_marketing(known.category)
+    suppressed = await made.results.suppressed_count(taken.phones, is_marketing=is_stopped)
     return Rows(
         taken.submitted,
         len(taken.phones),

@@ -24,6 +24,7 @@ from shared.phone import PossibleLengths
 from shared.queue import Queue
 from shared.results import Results
 from shared.settings import Settings
+from shared.templates import Templates
 from shared.uploads import Uploads
 
 EXPORTS_MAX: Final = 2
@@ -53,6 +54,7 @@ class Resources:
     results: Results
     lineage: Lineage
     uploads: Uploads
+    templates: Templates
     visitors: Visitors
     hub: Hub
     switch: Switch

@@ -22,6 +22,7 @@ from api.resources import Resources, resources
 from api.roster import People, Roster
 from api.router import Route, query_of
 from api.submit import sender_of, turn_of
+from api.templates import known_of
 from api.wire import refuse
 from shared import logs
 from shared.archive import JobRow, unpack_blob
@@ -171,8 +172,10 @@ async def _retry(
     if not chosen.people.phones:
         raise _nobody(chosen.excluded)
     count = len(chosen.people.phones)
+    message = message_of(row.message)
+    known = await known_of(made, sender, message)
     wanted = Wanted(
-        message=message_of(row.message),
+        message=message,
         campaign_id=row.campaign_id,
         name=row.name,
         rate=row.rate,
@@ -181,6 +184,8 @@ async def _retry(
         metadata=msgspec.json.decode(row.metadata, type=dict[str, str]),
         parent=row.id,
         is_retry=True,
+        # What the parent was is the next best guess.
+        category=(known.category if known is not None else None) or row.template_category,
     )
     intake = wire.Intake(submitted=count, accepted=count)
     draft = Draft.of(wanted, made, row.owner, sender, chosen.people, intake, now_ms)

@@ -22,6 +22,7 @@ from api.resources import Resources, resources
 from api.router import HEADERS
 from api.sessions import Quota, QuotaError
 from api.sources import Source, check_source, source_of
+from api.templates import Known, known_of, require_fit
 from api.times import span_of
 from api.wire import refuse
 from shared import logs
@@ -148,8 +149,10 @@ async def _submit(
     owner = await owner_of(body, made, asker)
     source = await source_of(body, made, asker)
     sender = await sender_of(body.sender, made)
+    known = await known_of(made, sender, body.message)
+    require_fit(known)
     taken = await take_recipients(body, made, source, sender)
-    wanted = wanted_of(body, made, scheduled_ms, expires_ms, source.parent)
+    wanted = wanted_of(body, made, scheduled_ms, expires_ms, source.parent, known)
     draft = Draft.of(wanted, made, owner, sender, taken, intake_of(taken), now_ms)
     answer = draft.answer()
     new = draft.row(ROUTE, key, request_hash if key is not None else None, wire.encode(answer))
@@ -285,7 +288,12 @@ def intake_of(taken: Taken) -> wire.Intake:
 
 
 def wanted_of(
-    body: wire.SendRequest, made: Resources, scheduled_ms: int, expires_ms: int, parent: str | None
+    body: wire.SendRequest,
+    made: Resources,
+    scheduled_ms: int,
+    expires_ms: int,
+    parent: str | None,
+    known: Known | None,
 ) -> Wanted:
     """Return what the body asks for."""
     return Wanted(
@@ -299,6 +307,7 @@ def wanted_of(
         scheduled_ms=scheduled_ms,
         expires_ms=expires_ms,
         parent=parent,
+        category=known.category if known is not None else None,
     )
 
 

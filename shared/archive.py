@@ -143,6 +143,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: bool = False
     metadata: str = "{}"
     is_retry: bool = False
+    template_category: str | None = None
 
 
 class JobRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,6 +196,7 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     metadata: str = "{}"
     is_retry: bool = False
     receipts_version: int = 0
+    template_category: str | None = None
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,7 +254,7 @@ def columns_of(job: NewJob) -> tuple[Any, ...]:
         job.priority, job.scheduled_ms, job.expires_ms, job.on_unknown, job.reserved,
         job.step, job.born, job.idempotency_key, job.idempotency_route, job.request_hash,
         job.response, job.created_ms, job.parent, job.sandbox,
-        job.metadata, job.is_retry,
+        job.metadata, job.is_retry, job.template_category,
     )  # fmt: skip
 
 

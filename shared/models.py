@@ -333,6 +333,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         on_unknown: `hold` or `resend`.
         created_ms: when it was accepted, epoch.
         version: version of its state in PostgreSQL, from 1.
+        category: of its template at Meta when it was accepted; '' = not known, or it has none.
     """
 
     id: str
@@ -351,6 +352,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     on_unknown: str = "hold"
     created_ms: int = 0
     version: int = 1
+    category: str = ""
 
     @property
     def chunks(self) -> int:
@@ -375,6 +377,7 @@ class JobMessage(msgspec.Struct, frozen=True):
         on_unknown: `hold` or `resend`.
         chunk_size: recipients a chunk.
         due_ms: from when it might be sent: accepted or scheduled, whichever is later; epoch.
+        category: as in `JobSpec`.
     """
 
     sender: str
@@ -382,6 +385,7 @@ class JobMessage(msgspec.Struct, frozen=True):
     on_unknown: str
     chunk_size: int
     due_ms: int
+    category: str = ""
 
 
 class Tally(msgspec.Struct):

@@ -279,13 +279,19 @@ class Queue:
         """Return what a worker must know of a job to send it; None when it is gone."""
         client = self._commands[keys.shard_of(job_id)]
         names = ["sender", "message", "on_unknown", "chunk_size", "created_ms", "scheduled_ms"]
+        names.append("category")
         reply: Any = await self._try(lambda: client.hmget(keys.job(job_id), names))
-        sender, message, on_unknown, chunk_size, created, scheduled = reply
+        sender, message, on_unknown, chunk_size, created, scheduled, category = reply
         if sender is None:
             return None
         due_ms = max(int(created or 0), int(scheduled or 0))
         return JobMessage(
-            text_of(sender), bytes(message), text_of(on_unknown), int(chunk_size), due_ms
+            text_of(sender),
+            bytes(message),
+            text_of(on_unknown),
+            int(chunk_size),
+            due_ms,
+            text_of(category or b""),
         )
 
     async def statuses(self, job_ids: list[str]) -> list[JobStatus | None]:

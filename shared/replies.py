@@ -51,7 +51,7 @@ def hash_of(spec: JobSpec) -> list[Argument]:
         "message", spec.message, "vars", msgspec.json.encode(spec.vars),
         "rate", spec.rate, "weight", spec.weight, "scheduled_ms", spec.scheduled_ms,
         "expires_ms", spec.expires_ms, "on_unknown", spec.on_unknown,
-        "created_ms", spec.created_ms, "version", spec.version,
+        "created_ms", spec.created_ms, "version", spec.version, "category", spec.category,
     ]  # fmt: skip
 
 

@@ -23,12 +23,14 @@ class ListState(msgspec.Struct, frozen=True):
         age_ms: of it, by the server's clock.
         error: why the last try failed; '' = it did not.
         is_settled: whoever asked last has been served.
+        rest_ms: how long nobody will try, whoever asks.
     """
 
     synced_ms: int = 0
     age_ms: int = 0
     error: str = ""
     is_settled: bool = False
+    rest_ms: int = 0
 
 
 class ListedTemplate(msgspec.Struct, frozen=True):

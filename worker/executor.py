@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from shared.clock import Clock
+from shared.definitions import is_marketing
 from shared.errors import QueueError
 from shared.graph_codes import ROWS
 from shared.ids import Ids
@@ -122,15 +123,14 @@ class Jobs:
         if found is None:
             return None
         message = message_of(found.message)
-        # Of a template whose category nobody has said it is taken for granted.
-        is_marketing = isinstance(message, TemplateMessage)
         job = Job(
             found.sender,
             found.on_unknown == "resend",
             found.chunk_size,
             found.due_ms,
             body_for(message),
-            is_marketing,
+            # Of a template whose category nobody has said it is taken for granted.
+            isinstance(message, TemplateMessage) and is_marketing(found.category),
         )
         self._known[job_id] = job
         while len(self._known) > _MESSAGES_MAX:

@@ -313,4 +313,5 @@ def spec_of(row: JobRow, reserved: int) -> JobSpec:
         on_unknown=row.on_unknown,
         created_ms=row.created_ms,
         version=row.version + 1,
+        category=row.template_category or "",
     )

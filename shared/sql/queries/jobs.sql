@@ -4,10 +4,10 @@ INSERT INTO bulk_jobs (id, owner, campaign_id, name, kind, template_name, templa
   sender_id, sender_name, message, vars, chunk_size, recipients, blob, intake, rate, weight,
   priority, scheduled_ms, expires_ms, on_unknown, reserved, step, born, idempotency_key,
   idempotency_route, request_hash, response, created_ms, parent, is_sandbox,
-  metadata, is_retry)
+  metadata, is_retry, template_category)
 VALUES ($1, $2::uuid, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
   $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31,
-  $32::jsonb, $33);
+  $32::jsonb, $33, $34);
 
 -- name: drop_job
 -- Redis answered a refusal: nothing happened, so nothing may stay.

@@ -52,7 +52,8 @@ DELETE FROM templates t WHERE t.waba_id = $1 AND NOT EXISTS (
 SELECT coalesce((extract(epoch FROM synced_at) * 1000)::bigint, 0) AS synced_ms,
   coalesce((extract(epoch FROM now() - synced_at) * 1000)::bigint, 0) AS age_ms,
   error, NOT is_being_read AND tried_at IS NOT NULL
-    AND (asked_at IS NULL OR tried_at >= asked_at) AS is_settled
+    AND (asked_at IS NULL OR tried_at >= asked_at) AS is_settled,
+  (extract(epoch FROM greatest(not_before - now(), interval '0')) * 1000)::bigint AS rest_ms
 FROM template_lists WHERE waba_id = $1;
 
 -- name: templates
