@@ -507,9 +507,18 @@ class Queue:
         ]
         script, client = self._scripts["tick"], self._commands[shard]
         full: list[Argument] = [keys.tag(shard), *args]
-        reply: Any = await self._try(
-            lambda: script.run(client, [keys.gate(shard)], full), tries=1, names=("tick",)
-        )
+
+        async def act() -> Any:  # noqa: ANN401 - a script's reply, narrowed below
+            try:
+                return await script.run(client, [keys.gate(shard)], full)
+            except ResponseError as error:
+                # Readers make it again, but not whose slots are full or whose lease has run out:
+                # without this tick nobody would ever have one again.
+                if "NOGROUP" in str(error):
+                    await self._make_group(shard, keys.ready(shard), keys.GROUP_WORKERS)
+                raise
+
+        reply: Any = await self._try(act, tries=1, names=("tick",))
         return Ticked(
             wiped=text_of(reply[0]) == "wiped",
             now_ms=int(reply[1]),

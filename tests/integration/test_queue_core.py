@@ -12,7 +12,7 @@ import redis.asyncio
 
 from shared import settings as settings_module
 from shared.clock import Clock
-from shared.errors import SettingsError
+from shared.errors import QueueError, SettingsError
 from shared.ids import Ids
 from shared.models import (
     Chunk,
@@ -211,6 +211,19 @@ async def test_who_was_forgotten_before_he_read_is_reaped_too(
     await eventually(reaped, within_s=8)
     [(again, _)] = await take(queue, "w2")
     assert again.delivery == 2
+
+
+async def test_a_group_that_is_gone_is_made_again_by_whoever_ticks(queue: Queue) -> None:
+    """A worker whose slots are full, or whose lease has run out, reads no claims."""
+    await add_sender(queue)
+    await submit(queue, 2)
+    await queue.tick(0, "w1", slots=4)
+    await queue._commands[0].xgroup_destroy("{s0}:ready", "workers")
+    with pytest.raises(QueueError):
+        await queue.tick(0, "w1", slots=4)
+    await queue.tick(0, "w1", slots=4)
+    [(claim, _)] = await take(queue)
+    assert claim.size == 2
 
 
 async def test_a_pause_releases_nothing_more_and_a_cancel_ends_the_rest(queue: Queue) -> None:
