@@ -29,9 +29,9 @@ _KEY: Final = re.compile(r"\Adrb_([0-9a-z]{10})_[0-9A-Za-z]{43}\Z")
 _BEARER: Final = re.compile(r"\A[Bb]earer +(\S{1,256})\Z")
 _TOKEN: Final = re.compile(r"\A[A-Za-z0-9_-]{43}\Z")
 SESSION_SCOPES: Final = ("read", "send")
-_CACHE_MS: Final = 1000
+_CACHE_S: Final = 1.0
 _CACHE_MAX: Final = 10_000
-_USED_EVERY_MS: Final = 60_000
+_USED_EVERY_S: Final = 60.0
 _log: Final = logs.get("api.auth")
 
 
@@ -110,8 +110,9 @@ class Credentials:
 
     def __init__(self) -> None:
         """Begin with nothing kept."""
-        self._kept: dict[str, tuple[int, UserRow | KeyRow | None]] = {}
-        self._used: dict[str, int] = {}
+        # By the monotonic clock: one that was set back would keep them for as long.
+        self._kept: dict[str, tuple[float, UserRow | KeyRow | None]] = {}
+        self._used: dict[str, float] = {}
 
     async def principal_of(self, request: web.Request) -> Principal:
         """Return who is asking.
@@ -167,25 +168,25 @@ class Credentials:
 
     async def _note_used(self, made: Resources, key_id: str) -> None:
         """Note when a key was last used, to the minute; a note that is lost refuses nobody."""
-        now_ms = made.clock.now_ms()
-        if now_ms - self._used.get(key_id, 0) < _USED_EVERY_MS:
+        now_s = made.clock.monotonic()
+        if now_s - self._used.get(key_id, -_USED_EVERY_S) < _USED_EVERY_S:
             return
         if len(self._used) >= _CACHE_MAX:
             self._used.clear()
-        self._used[key_id] = now_ms
+        self._used[key_id] = now_s
         try:
             await made.office.note_key_used(key_id)
         except ArchiveError:
             _log.warning("key.use_not_noted", keyId=key_id)
 
     def _recall(self, made: Resources, name: str) -> UserRow | KeyRow | None:
-        at, row = self._kept.get(name, (0, None))
-        return row if made.clock.now_ms() - at < _CACHE_MS else None
+        at_s, row = self._kept.get(name, (-_CACHE_S, None))
+        return row if made.clock.monotonic() - at_s < _CACHE_S else None
 
     def _keep(self, made: Resources, name: str, row: UserRow | KeyRow | None) -> None:
         if len(self._kept) >= _CACHE_MAX:
             self._kept.clear()
-        self._kept[name] = (made.clock.now_ms(), row)
+        self._kept[name] = (made.clock.monotonic(), row)
 
 
 def _principal_of(row: UserRow, session: str, expires_ms: int) -> Principal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, Protocol
@@ -203,6 +204,9 @@ class Executor:
         self._t = tools
         self._claim = claim
         self._go = go
+        # The deadline is one on the server's clock; ours may be wrong by a day.
+        left_s = (go.expires_ms - go.now_ms) / 1000 if go.expires_ms else math.inf
+        self._ends_s = tools.clock.monotonic() + left_s
         self._server = tools.pulse.servers[claim.shard]
         self._sender: Sender | None = None
         self._todo: list[Todo] = []
@@ -307,6 +311,12 @@ class Executor:
                 wait_s = min(wait_s, max(0.0, self._todo[0].due_s - NOTED_AHEAD_S - now))
             await _set_within(self._wake, wait_s)
 
+    def _is_wanted(self) -> bool:
+        """Tell whether there is more to note, or nothing left to wait for."""
+        if self._todo:
+            return len(self._noted) < self._ahead
+        return self._is_stopping or (self._air == 0 and not self._noted)
+
     def _may_go_on(self) -> bool:
         pulse, shard = self._t.pulse, self._claim.shard
         # Another server since: what is only noted there goes back, as if it had never been.
@@ -371,9 +381,8 @@ class Executor:
 
     async def _lane(self, job: Job, sender: Sender) -> None:
         """Send what is noted, one after another, each at its time."""
-        expires = self._go.expires_ms
         while (todo := await self._next()) is not None:
-            is_late = bool(expires) and self._t.clock.now_ms() >= expires
+            is_late = self._t.clock.monotonic() >= self._ends_s
             if self._is_stopping or is_late or not self._may_go_on():
                 self._is_stopping = True
                 self._note(Fact(todo.index, State.PENDING, todo.attempt), None)
@@ -382,7 +391,7 @@ class Executor:
             else:
                 await self._send(job, sender, todo)
             self._air -= 1
-            if len(self._noted) < self._ahead or self._is_stopping:
+            if self._is_wanted():
                 self._wake.set()
 
     async def _next(self) -> Todo | None:

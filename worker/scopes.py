@@ -43,7 +43,7 @@ def standing(row: SenderRow, decision: Decision, why: str, now_ms: int) -> Stand
         row: how the sender stands.
         decision: a park or a pause.
         why: scope and code, such as `waba:80007`.
-        now_ms: epoch.
+        now_ms: epoch, on the clock of the server that lets it go on.
     """
     if row.state == "paused":
         return None
@@ -69,8 +69,8 @@ class Scopes:
         queue: for jobs.
         archive: for senders; every worker pushes what it finds there within a second.
         senders: who shares a token or a WABA.
-        pulse: for an endpoint, this worker's own affair.
-        clock: when a park ends.
+        pulse: for an endpoint, this worker's own affair; for when a park ends, the server's clock.
+        clock: how long PostgreSQL is left alone, and a sender may be at its lowest rate.
         waits: how long a sender may be at its lowest rate.
     """
 
@@ -143,7 +143,7 @@ class Scopes:
 
     async def _move(self, row: SenderRow, decision: Decision, why: str) -> bool:
         """Write how a sender stands now; False: its row has changed, ask again."""
-        found = standing(row, decision, why, self._clock.now_ms())
+        found = standing(row, decision, why, self._pulse.server_ms(row.shard))
         if found is None:
             return True
         try:

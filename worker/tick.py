@@ -64,6 +64,8 @@ class Pulse:
         self._clock = clock
         self._metrics = metrics
         self._good_until_s = [0.0] * queue.shards
+        # What a server's clock shows beyond our monotonic one.
+        self._ahead_ms = [clock.now_ms() - int(clock.monotonic() * 1000)] * queue.shards
         self._stopped: list[frozenset[str]] = [frozenset()] * queue.shards
         self._run = [""] * queue.shards
         # Counts the servers met: what was noted at one is not known to the next.
@@ -83,6 +85,10 @@ class Pulse:
             and job not in self._stopped[shard]
             and self._clock.monotonic() < self._good_until_s[shard]
         )
+
+    def server_ms(self, shard: int) -> int:
+        """Return what a shard's server has on its clock, by the last tick: ours may be wrong."""
+        return self._ahead_ms[shard] + int(self._clock.monotonic() * 1000)
 
     def may_claim(self, shard: int) -> bool:
         """Tell whether a claim could be begun now: without a lease it would only go back."""
@@ -170,6 +176,7 @@ class Pulse:
         self._stopped[shard] = frozenset(ticked.stop)
         self.off[shard] = ticked.off
         self.last_good_s = self._clock.monotonic()
+        self._ahead_ms[shard] = ticked.now_ms - int(self.last_good_s * 1000)
         if not ticked.wiped:
             lease_s = self._settings.worker_lease_ms / 1000
             self._good_until_s[shard] = sent_s + lease_s - LEASE_MARGIN_S
