@@ -339,13 +339,22 @@ class Rig:
         self._phones += count
         return list(range(first, first + count))
 
-    async def submit(self, count: int, sender: str = "main", step: int = 0) -> str:
+    async def submit(
+        self,
+        count: int,
+        sender: str = "main",
+        step: int = 0,
+        *,
+        scheduled_ms: int = 0,
+        expires_ms: int = 0,
+    ) -> str:
         """Submit as the API does.
 
         Args:
             count: recipients.
             sender: name of one of `SENDERS`.
             step: how far it may be released at first, and further each time; 0 = all of it.
+            scheduled_ms, expires_ms: epoch; 0 = at once, never.
         """
         job, phones = IDS.job_id(0), self.phones(count)
         encoded = [
@@ -359,14 +368,15 @@ class Rig:
                 template_name=None, template_language=None, sender_id=f"snd_{sender}",
                 sender_name=sender, message=MESSAGE, vars=[], chunk_size=SIZE, recipients=count,
                 blob=pack_blob(encoded), intake=b"{}", rate=0.0, weight=4, priority="normal",
-                scheduled_ms=0, expires_ms=0, on_unknown="hold", reserved=reserved, step=step,
-                born="b", created_ms=now_ms,
+                scheduled_ms=scheduled_ms, expires_ms=expires_ms, on_unknown="hold",
+                reserved=reserved, step=step, born="b", created_ms=now_ms,
             )
         )  # fmt: skip
         await self.queue.stage(job, 0, encoded)
         spec = JobSpec(
-            job, f"snd_{sender}", owner, count, SIZE, reserved, step, MESSAGE, [], created_ms=now_ms
-        )
+            job, f"snd_{sender}", owner, count, SIZE, reserved, step, MESSAGE, [],
+            scheduled_ms=scheduled_ms, expires_ms=expires_ms, created_ms=now_ms,
+        )  # fmt: skip
         require((await self.queue.submit(spec)).kind == "made", f"{job} was not made")
         self.accepted.append(oracle.Accepted(job, phones))
         return job
