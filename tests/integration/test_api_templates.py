@@ -15,6 +15,7 @@ from shared.models import State
 from shared.queue import Queue
 from shared.templates import Templates
 from tests.integration.desk import NUMBERS, TEXT, Api, come_to, end, problem
+from worker.publisher import spec_of
 
 Eventually = Callable[..., Awaitable[Any]]
 WABA = "77"
@@ -183,6 +184,8 @@ async def test_the_category_of_now_is_kept_with_the_job(
         row, found = await api.made.archive.job(job, None), await queue.message(job)
         assert row is not None
         assert found is not None
+        # As it is told to a Redis that has lost it.
+        assert spec_of(row, row.reserved).category == found.category
         return job, row.template_category, found.category
 
     job, *kept = await category_of(await api.send(message=order()))
