@@ -21,13 +21,15 @@ from api.history import HistoryList
 from api.preflight import Preflight
 from api.problems import CODES
 from api.progress import Event
-from api.recipients import RecipientList
+from api.recipients import CODES_MAX, OUTCOMES, RecipientList
 from api.retry import Retried, Retry
 from api.router import Route
-from api.templates import TemplateList, TemplatePreview, TemplateRow, TemplateSync
 from api.uploads import Upload, UploadPatch
+from shared.models import JOB_STATES
+from shared.results import RECEIPTS
 
 JSON: Final = "application/json"
+_EVENTS: Final = "text/event-stream"
 _REF: Final = "#/components/schemas/{name}"
 _PAGE: Final = ("limit", "cursor")
 _TABLE: Final = ("outcome", "receipt", "code", "q")
@@ -48,6 +50,8 @@ class Operation(NamedTuple):
         media: types of an answer that is no JSON.
         raw: types of a body that is no JSON.
         conflicts: 409 is possible.
+        again: status of success where it was so already; 0 = `status`.
+        must: names of parameters that cannot be left out.
     """
 
     summary: str = ""
@@ -58,11 +62,14 @@ class Operation(NamedTuple):
     media: tuple[str, ...] = ()
     raw: tuple[str, ...] = ()
     conflicts: bool = False
+    again: int = 0
+    must: tuple[str, ...] = ()
 
 
 _JOB: Final = "/api/bulk/jobs/{job_id}"
 _SENDER: Final = "/api/senders/{sender_id}"
 _UPLOAD: Final = "/api/bulk/uploads/{upload_id}"
+_HUB: Final = ("hub.mode", "hub.verify_token", "hub.challenge")
 _LIST: Final = ("state", "sender", "campaignId", "q", "from", "to", "userId", "metadata")
 OPERATIONS: Final[dict[str, Operation]] = {
     "POST /api/bulk/send": Operation(
@@ -92,7 +99,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     f"GET {_JOB}/recipients.xlsx": Operation(
         "Export a job's recipients as a spreadsheet.", query=_TABLE, media=(_XLSX,)),
     "GET /api/bulk/recipients": Operation(
-        "List what one person was sent, newest job first.", HistoryList, query=("to", *_PAGE)),
+        "List what one person was sent, newest job first.", HistoryList, query=("to", *_PAGE),
+        must=("to",)),
     "GET /api/bulk/campaigns/{campaign_id}": Operation("Show a label's numbers.", Campaign),
     "POST /api/bulk/preflight": Operation(
         "Look at a submission as a send would; store nothing.", Preflight, wire.SendRequest),
@@ -110,12 +118,13 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "POST /api/bulk/enable": Operation("", papers.Switched, wire.Reason),
     "GET /realtime/bulk/{jobId}": Operation(
         "Follow a job: unnamed events, each a whole snapshot.", query=("lastEventId", "receipts"),
-        media=("text/event-stream",)),
+        media=(_EVENTS,)),
     "GET /realtime/bulk": Operation(
-        "Follow several jobs.", query=("jobs", "lastEventId"), media=("text/event-stream",)),
+        "Follow several jobs.", query=("jobs", "lastEventId"), media=(_EVENTS,),
+        must=("jobs",)),
     "GET /webhooks/whatsapp": Operation(
         "Answer Meta's check of this address.",
-        query=("hub.mode", "hub.verify_token", "hub.challenge"), media=("text/plain",)),
+        query=_HUB, media=("text/plain",), must=_HUB),
     "POST /webhooks/whatsapp": Operation(
         "Take a webhook that Meta has signed.", raw=(JSON,), media=(JSON,)),
     "POST /api/session": Operation("Log in; the cookie is the session.", wire.Me, wire.Login),
@@ -135,19 +144,32 @@ OPERATIONS: Final[dict[str, Operation]] = {
     f"POST {_SENDER}/pause": Operation("", papers.Sender, wire.Reason),
     f"POST {_SENDER}/resume": Operation("", papers.Sender, wire.Reason),
     "GET /api/suppressions": Operation("", papers.SuppressionList, query=(*_PAGE, "scope")),
-    "POST /api/suppressions": Operation("", papers.Suppression, papers.NewSuppression, 201),
+    "POST /api/suppressions": Operation(
+        "", papers.Suppression, papers.NewSuppression, 201, again=200),
     "DELETE /api/suppressions/{suppression_id}": Operation("", status=204),
-    "GET /api/templates": Operation("", TemplateList, query=(*_PAGE, "sender")),
-    "POST /api/templates/sync": Operation("", TemplateSync, status=202, query=("sender",)),
-    "POST /api/templates/{name}/preview": Operation("", TemplatePreview, TemplateRow),
     "GET /api/audit": Operation(
         "", papers.AuditList, query=(*_PAGE, "actor", "action", "object", "from", "to")),
 }  # fmt: skip
 
+
+def comma_list(words: Iterable[str], most: int) -> str:
+    """Return the pattern of one to `most` words with commas between.
+
+    >>> comma_list(("a", "b"), 3)
+    '^(?:a|b)(?:,(?:a|b)){0,2}$'
+    """
+    word = f"(?:{'|'.join(words)})"
+    return f"^{word}(?:,{word}){{0,{most - 1}}}$"
+
+
+def _words(words: tuple[str, ...]) -> dict[str, str]:
+    return {"type": "string", "pattern": comma_list(words, len(words))}
+
+
 PARAMETERS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "limit": ({"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "rows of a page"),
     "cursor": ({"type": "string", "maxLength": 256}, "`next_cursor` of the page before"),
-    "state": ({"type": "string"}, "comma list of states"),
+    "state": (_words(JOB_STATES), "comma list of states"),
     "sender": ({"type": "string", "maxLength": 64}, "name of a sender"),
     "campaignId": ({"type": "string", "maxLength": 128}, "the caller's label"),
     "q": ({"type": "string", "maxLength": 200}, "part of a name, id or label; of a number"),
@@ -155,15 +177,18 @@ PARAMETERS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "to": ({"type": "string"}, "before; of a history the number asked about"),
     "userId": ({"type": "string", "format": "uuid"}, "an admin's: whose"),
     "metadata": ({"type": "string"}, "a name, a colon and a value"),
-    "expand": ({"type": "string"}, "comma list of errors, timeline"),
-    "outcome": ({"type": "string"}, "comma list; `pending` = without one"),
-    "receipt": ({"type": "string"}, "comma list of none, held, failed, delivered, read"),
-    "code": ({"type": "string"}, "comma list of Graph's codes"),
+    "expand": (_words(("errors", "timeline")), "comma list of errors, timeline"),
+    "outcome": (_words(OUTCOMES), "comma list; `pending` = without one"),
+    "receipt": (_words(RECEIPTS), "comma list of none, held, failed, delivered, read"),
+    "code": (
+        {"type": "string", "pattern": comma_list(("[0-9]{1,9}",), CODES_MAX)},
+        "comma list of Graph's codes",
+    ),
     "filename": ({"type": "string", "maxLength": 255}, "as people know the file"),
     "phone_column": ({"type": "string", "maxLength": 256}, "which column has the numbers"),
     "default_region": ({"type": "string", "minLength": 2, "maxLength": 2}, "ISO 3166, such as DE"),
     "lastEventId": ({"type": "string"}, "where an earlier connection stopped"),
-    "receipts": ({"type": "string", "enum": ["1"]}, "go on after the end with receipts"),
+    "receipts": ({"type": "string"}, "1 = go on after the end with receipts"),
     "jobs": ({"type": "string"}, "comma list of job ids"),
     "hub.mode": ({"type": "string", "const": "subscribe"}, "what Meta wants"),
     "hub.verify_token": ({"type": "string"}, "WHATSAPP_VERIFY_TOKEN"),
@@ -259,13 +284,14 @@ def _operation(route: Route, known: Operation, refs: dict[type, dict[str, Any]])
     access = route.access
     assert access is not None  # noqa: S101 - `install` refuses such a route
     doc = _METHOD.sub("", (route.handler.__doc__ or "").strip().split("\n")[0])
+    done = [str(status) for status in (known.status, known.again) if status]
     made: dict[str, Any] = {
         "operationId": f"{route.handler.__module__.rpartition('.')[2]}_{route.handler.__name__}",
         "summary": known.summary or doc,
         "tags": [tag_of(route.path)],
         "parameters": [*_path_parameters(route.path), *_query_parameters(known)],
         "responses": {
-            str(known.status): _success(known, refs),
+            **dict.fromkeys(done, _success(known, refs)),
             **{
                 str(status): {"$ref": f"#/components/responses/{status}"}
                 for status in statuses_of(route, known)
@@ -286,7 +312,7 @@ def _operation(route: Route, known: Operation, refs: dict[type, dict[str, Any]])
             "content": {JSON: {"schema": refs[known.takes]}},
         }
     elif known.raw:
-        binary = {"schema": {"type": "string", "format": "binary"}}
+        binary = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
         made["requestBody"] = {"required": True, "content": dict.fromkeys(known.raw, binary)}
     return made
 
@@ -295,6 +321,10 @@ def _success(known: Operation, refs: dict[type, dict[str, Any]]) -> dict[str, An
     if known.gives is not None:
         return {"description": "Done.", "content": {JSON: {"schema": refs[known.gives]}}}
     if known.media:
+        if _EVENTS in known.media:
+            # No schema: readers disagree whether it would be the whole text's or an event's.
+            told = "Events without a name; the data of each is one JSON object, an `Event`."
+            return {"description": told, "content": {_EVENTS: {}}}
         text = {"schema": {"type": "string"}}
         return {"description": "As it is made.", "content": dict.fromkeys(known.media, text)}
     return {"description": "Done; nothing to say."}
@@ -314,7 +344,7 @@ def statuses_of(route: Route, known: Operation) -> list[int]:
         found |= {404}
     if route.is_stream:
         found |= {406}
-        found -= {422}
+        found -= set() if known.must else {422}
     if known.takes is not None or known.raw:
         found |= {413, 415, 417}
     if known.conflicts:
@@ -342,6 +372,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 def _query_parameters(known: Operation) -> list[dict[str, Any]]:
     return [
         {"name": name, "in": "query", "schema": schema, "description": text}
+        | ({"required": True} if name in known.must else {})
         for name in known.query
         for schema, text in (PARAMETERS[name],)
     ]

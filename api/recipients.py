@@ -27,7 +27,7 @@ OUTCOMES: Final = ("pending", "sent", "failed", "skipped", "cancelled", "unknown
 FILTERS: Final = ("outcome", "receipt", "code", "q")
 # Positions a statement looks at: some milliseconds for PostgreSQL and for the loop.
 WINDOW: Final = 1000
-_CODES_MAX: Final = 20
+CODES_MAX: Final = 20
 _Q_MAX: Final = 200
 _CODE: Final = re.compile(r"\A[0-9]{1,9}\Z")
 _REASONS: Final = {int(reason): reason.name.lower() for reason in Reason}
@@ -101,10 +101,10 @@ def filter_of(query: dict[str, str], at: str = "") -> RecipientFilter:
     """
     receipts = _words(query, "receipt", RECEIPTS, at)
     codes = query["code"].split(",") if "code" in query else None
-    if codes is not None and (len(codes) > _CODES_MAX or not all(map(_CODE.match, codes))):
+    if codes is not None and (len(codes) > CODES_MAX or not all(map(_CODE.match, codes))):
         refuse(
             at and f"{at}/code",
-            f"code takes a comma list of at most {_CODES_MAX} numbers",
+            f"code takes a comma list of at most {CODES_MAX} numbers",
             "bad_filter",
         )
     text = query.get("q", "")

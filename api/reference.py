@@ -69,7 +69,7 @@ def _operation(made: dict[str, Any], method: str, path: str, operation: dict[str
 def _content(made: dict[str, Any], title: str, content: dict[str, Any]) -> str:
     parts = []
     for media, inner in content.items():
-        name = inner["schema"].get("$ref", "").rpartition("/")[2]
+        name = inner.get("schema", {}).get("$ref", "").rpartition("/")[2]
         schema = made["components"]["schemas"].get(name, {})
         about = escape(schema.get("description", ""))
         shown = "".join(

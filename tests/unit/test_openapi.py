@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 
 from api.app import ROUTES
 from api.examples import EXAMPLES
-from api.openapi import OPERATIONS, document
+from api.openapi import OPERATIONS, PARAMETERS, document
 from api.reference import page
 
 MADE = document(ROUTES, "0.1.0", "https://example.org")
@@ -88,3 +89,32 @@ def test_the_page_needs_no_script_and_shows_every_path() -> None:
     assert "style=" not in html
     for path in MADE["paths"]:
         assert path.replace("&", "&amp;") in html
+
+
+@pytest.mark.parametrize("name", ["state", "outcome", "receipt", "code", "expand"])
+def test_a_comma_list_is_described_as_it_is_read(name: str) -> None:
+    pattern = re.compile(PARAMETERS[name][0]["pattern"])
+    word = {"state": "running", "code": "131026", "expand": "errors", "receipt": "held"}
+    one = word.get(name, "pending")
+    assert pattern.search(one)
+    assert pattern.search(f"{one},{one}")
+    for bad in (
+        "",
+        ",",
+        f"{one},",
+        f",{one}",
+        f"{one} {one}",
+        "x",
+        f"{one},x",
+        f"{one},{one}," * 20,
+    ):
+        assert not pattern.search(bad), bad
+
+
+def test_what_must_be_there_and_what_was_there_already_are_said() -> None:
+    follow = MADE["paths"]["/realtime/bulk"]["get"]
+    required = {word["name"] for word in follow["parameters"] if word.get("required")}
+    assert required == {"jobs"}
+    assert "422" in follow["responses"]
+    assert "422" not in MADE["paths"]["/realtime/bulk/{jobId}"]["get"]["responses"]
+    assert {"200", "201"} <= MADE["paths"]["/api/suppressions"]["post"]["responses"].keys()
