@@ -13,8 +13,8 @@ ARGS ?=
 REAL ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast test-all test-browser lint types contracts shape check bench \
-  faults torture deploy-check migrate lock clean format
+.PHONY: help demo up test test-fast test-all test-openapi test-browser lint types contracts shape \
+  check bench faults torture deploy-check migrate lock clean format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' Makefile
@@ -35,13 +35,17 @@ test-fast: ## the queue door's tests on fakeredis, no server, < 20 s
 	@$(DEV)
 	DRUMBEAT_TESTS=fake $(BIN)/pytest tests/unit tests/integration/test_queue_core.py -m "not redis" $(ARGS)
 
+test-openapi: ## the served OpenAPI at its word: thousands of requests made from it
+	@$(PYTHON) deploy/bootstrap.py openapi
+	$(BIN)/pytest tests/e2e/test_any_request.py $(ARGS)
+
 test-browser: ## our pages and the guide's snippets in a real Chromium
 	@$(DEV)
 	@.ci/chromium
 	$(BIN)/pytest tests/browser -m browser $(ARGS)
 
 test-all: ## everything: the slow tests, a browser and deploy-check too
-	@$(DEV)
+	@$(PYTHON) deploy/bootstrap.py openapi
 	@.ci/chromium
 	DRUMBEAT_TESTS=all $(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 	@$(MAKE) deploy-check
@@ -100,6 +104,10 @@ lock: ## pin every dependency with its hashes (needs uv)
 	  --no-emit-index-url --extra embedded \
 	  --group pyproject.toml:dev -c deploy/requirements-run.lock \
 	  pyproject.toml -o deploy/requirements-dev.lock
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --upgrade \
+	  --no-emit-index-url --extra embedded \
+	  --group pyproject.toml:openapi -c deploy/requirements-dev.lock \
+	  pyproject.toml -o deploy/requirements-openapi.lock
 
 clean: ## remove .venv, .demo and caches (not while `make up` runs)
 	rm -rf .venv .bench .demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

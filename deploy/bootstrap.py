@@ -1,8 +1,9 @@
 """Make `.venv` from a lock with hashes, with nothing but Python's own library.
 
-    python deploy/bootstrap.py [run | dev]
+    python deploy/bootstrap.py [run | dev | openapi]
 
-`run` is what `make demo` needs, `dev` adds what `make test` needs. A second call costs nothing: a
+`run` is what `make demo` needs, `dev` adds what `make test` needs, `openapi` what `make
+test-openapi` needs. A second call costs nothing: a
 stamp holds the hash of lock, pyproject, Python and place. Parses on Python 3.6, so that its
 message about the version can be read there.
 """
@@ -17,6 +18,7 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
+PROFILES = ["run", "dev", "openapi"]
 WINDOWS = os.name == "nt"
 BIN = os.path.join(VENV, "Scripts" if WINDOWS else "bin")
 PYTHON = os.path.join(BIN, "python.exe" if WINDOWS else "python")
@@ -66,10 +68,10 @@ def stamp(profile):
 
 
 def is_current(profile):
-    """Tell whether `.venv` already holds this profile; `dev` holds `run` too."""
+    """Tell whether `.venv` already holds this profile; each holds those before it too."""
     if not os.path.exists(PYTHON):
         return False
-    wanted = {"run": ("run", "dev"), "dev": ("dev",)}[profile]
+    wanted = PROFILES[PROFILES.index(profile) :]
     return any(read(os.path.join(VENV, "stamp-" + name)) == stamp(name) for name in wanted)
 
 
@@ -161,8 +163,8 @@ def main():
         say("Install one (python.org, brew, apt, uv python install 3.12) and try again.")
         return 2
     profile = sys.argv[1] if len(sys.argv) > 1 else "run"
-    if profile not in ("run", "dev"):
-        say("usage: bootstrap.py [run | dev]")
+    if profile not in PROFILES:
+        say("usage: bootstrap.py [" + " | ".join(PROFILES) + "]")
         return 2
     if is_current(profile):
         return 0
