@@ -20,8 +20,8 @@ from tests.e2e.stack import KEY
 
 READERS: Final = 10_000
 EVENTS: Final = 8
-BETWEEN_S: Final = 2.5  # all of them have the last one
-OPEN_S: Final = 120.0
+BETWEEN_S: Final = 5.0  # all have one before the next could replace it
+OPEN_S: Final = 240.0
 ALL_MAY: Final = {
     "SSE_PER_USER": "100000",
     "SSE_PER_IP": "100000",
@@ -46,7 +46,11 @@ class Readers:
             stdin=PIPE, stdout=PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         made = cls(process)
-        await made._told(OPEN_S)
+        try:
+            await made._told(OPEN_S)
+        except BaseException:
+            await made.close()
+            raise
         return made
 
     async def late(self, caused: dict[str, float]) -> dict[str, float]:
@@ -63,8 +67,11 @@ class Readers:
 
     async def _told(self, within_s: float) -> dict[str, float]:
         assert self._process.stdout is not None
-        async with asyncio.timeout(within_s):
-            line = await self._process.stdout.readline()
+        try:
+            async with asyncio.timeout(within_s):
+                line = await self._process.stdout.readline()
+        except TimeoutError as error:
+            raise StalledError(f"not within {within_s:g} s: the readers") from error
         if not line:
             raise StalledError("the readers have ended")
         found: dict[str, float] = json.loads(line)

@@ -113,7 +113,7 @@ TABLES: Final[dict[str, Table]] = {
             Column("half of the frames within, s", "p50_s"),
             Column("99 %, s", "p99_s"),
             Column("all, s", "max_s"),
-            Column("missing", "missing", ".0f"),
+            Column("replaced by a newer", "missing", ".0f"),
             Column("CPU s per 1,000 frames", "cpu_s_per_1000"),
         ),
     ),

@@ -36,15 +36,22 @@ class Reader(asyncio.Protocol):
         cast("asyncio.Transport", transport).write(self.request)
 
     def data_received(self, data: bytes) -> None:
-        whole, _, self.rest = (self.rest + data).rpartition(b"\n\n")
+        data = self.rest + data
+        if data.startswith(b"HTTP/1.1") and not data.startswith(b"HTTP/1.1 200"):
+            self.refuse(ConnectionError(data[:400]))
+            return
+        whole, _, self.rest = data.rpartition(b"\n\n")
         for event in EVENT.findall(whole):
             ARRIVED[event.decode()].append(time.monotonic())
             if not self.first.done():
                 self.first.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.refuse(error or ConnectionError(self.rest[:400]))
+
+    def refuse(self, error: Exception) -> None:
         if not self.first.done():
-            self.first.set_exception(error or ConnectionError(self.rest[:200]))
+            self.first.set_exception(error)
 
 
 def told(caused: dict[str, float]) -> dict[str, float]:
