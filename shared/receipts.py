@@ -125,8 +125,6 @@ class Receipts:
                 rows = await connection.fetch(SQL["raise_receipts"], *_columns(settled))
                 await _move(connection, rows)
                 await _suppress(connection, settled)
-                keys = [(s.wamid, s.receipt, s.at_ms) for s, _ in settled]
-                await connection.execute(SQL["drop_early"], *map(list, zip(*keys, strict=True)))
                 totals = await connection.fetch(SQL["receipt_totals"], numbers)
             if early:
                 kept = [
@@ -157,6 +155,13 @@ class Receipts:
             )
             for row in await self._pool.fetch(SQL["ripe_early"], _RIPE_MAX)
         ]  # fmt: skip
+
+    @guarded
+    async def forget(self, statuses: Sequence[Status]) -> None:
+        """Drop early statuses that have come to all they can: also what Redis is told of them."""
+        if statuses:
+            keys = [(s.wamid, s.receipt, s.at_ms) for s in statuses]
+            await self._pool.execute(SQL["drop_early"], *map(list, zip(*keys, strict=True)))
 
     @guarded
     async def expire(self) -> int:

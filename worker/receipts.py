@@ -195,6 +195,9 @@ class Consumer:
         raised = await self._t.receipts.record(settled, [] if is_early else [s for s, _ in early])
         for job, *counts in raised.totals:
             await self._t.queue.totals(job, *counts)
+        if is_early:
+            # Not before: nobody would tell those totals any more.
+            await self._t.receipts.forget([s for s, _ in settled])
         if early:
             self._has_early = True
         metrics = self._t.metrics
