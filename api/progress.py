@@ -15,7 +15,7 @@ from api import wire
 from shared.graph_codes import FIRST_REASON, code_of_reason, row_of
 from shared.models import FINAL_STATES, JobStatus, Reason
 
-Kind = Literal["snapshot", "progress", "end"]
+Kind = Literal["snapshot", "progress", "end", "receipts"]
 Resume = Literal["snapshot", "nothing", "stop", "reset"]
 
 CODES_SHOWN: Final = 20
@@ -241,3 +241,17 @@ def decide_resume(
     if at == now:
         return "nothing"
     return "snapshot" if at < now else "reset"
+
+
+def is_past(given: str, end_event: str) -> bool:
+    """Tell whether a client has a job's end, and perhaps receipts after it."""
+    return order_or_zero(given) >= order_or_zero(end_event)
+
+
+def after(last: str, now_ms: int) -> str:
+    """Return an id above `last`: of the clock, unless that is behind.
+
+    >>> after("5-3", 4), after("5-3", 9)
+    ('6-0', '9-0')
+    """
+    return f"{max(now_ms, order_or_zero(last)[0] + 1)}-0"

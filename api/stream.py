@@ -35,6 +35,7 @@ from shared.errors import (
 from shared.models import FINAL_STATES, JobStatus
 
 RETRY_FIRST_S: Final = 1.0
+RECEIPTS_MS: Final = 86_400_000  # so long after its end a job's receipts are told
 BYE_MS: Final = (500, 3000)
 # Rows of credentials are kept for a second: many streams of one user ask once.
 CREDENTIALS: Final = Credentials()
@@ -147,7 +148,8 @@ async def _follow(
         subscription = made.hub.subscribe(job_ids, lambda: _is_gone(request))
         reason: Ending = "client"
         try:
-            stream = _Stream(request, made, rows, subscription)
+            stays = can_resume and request.query.get("receipts") == "1"
+            stream = _Stream(request, made, rows, subscription, stays=stays)
             await stream.look()
             resume = await stream.resume(given, can_resume=can_resume)
             if resume == "stop":
@@ -177,6 +179,8 @@ class _Stream:
         made: Resources,
         rows: dict[str, JobRow],
         subscription: Subscription,
+        *,
+        stays: bool,
     ) -> None:
         self._request = request
         self._made = made
@@ -186,6 +190,10 @@ class _Stream:
         self._statuses: dict[str, JobStatus | None] = {}
         self._is_read = False
         self._next_beat = 0.0
+        self._stays = stays
+        # What was told last after the end: its id, and the numbers that receipts move.
+        self._last = ""
+        self._told: tuple[int, ...] | None = None
 
     async def look(self) -> bool:
         """Read what Redis has of jobs that PostgreSQL has not ended; False when it is away."""
@@ -215,6 +223,8 @@ class _Stream:
         newest = end or (status.event if status is not None else progress.NO_EVENT)
         if not self._is_read and end is None:
             return "snapshot"
+        if self._stays and end is not None and progress.is_past(given, end):
+            return self._go_on(job_id, given)
         answer = progress.decide_resume(given, newest, end, last)
         if not can_resume:
             return "stop" if answer == "stop" else "snapshot"
@@ -223,6 +233,18 @@ class _Stream:
         if answer == "nothing":
             self._subscription.skip_to(job_id, given)
         return answer
+
+    def _go_on(self, job_id: str, given: str) -> progress.Resume:
+        """Leave the end out for a client that has it: what he misses are receipts."""
+        if self._is_too_late(self._rows[job_id]):
+            return "stop"
+        self._left.remove(job_id)
+        self._last, self._told = given, ()
+        return "nothing"
+
+    def _is_too_late(self, row: JobRow) -> bool:
+        ended_ms = row.finished_ms or self._made.clock.now_ms()
+        return self._made.clock.now_ms() > ended_ms + RECEIPTS_MS
 
     def _end_of(self, job_id: str) -> str | None:
         status = self._statuses.get(job_id)
@@ -260,7 +282,9 @@ class _Stream:
                 raise _EndedError("bye")
             if self._subscription.is_lost:
                 await self._tell_lost(response)
-            await self._wait(response, is_told=is_told)
+            if not self._left:
+                await self._tell_receipts(response)
+            await self._wait(response, is_told=is_told and bool(self._left))
 
     async def _wait(self, response: Response, *, is_told: bool) -> None:
         left = self._next_beat - self._made.clock.monotonic()
@@ -286,8 +310,17 @@ class _Stream:
             if self._subscription.accept(frame):
                 await self._write(response, frame)
 
-    async def _tell_row(self, response: Response, row: JobRow, *, is_reset: bool) -> None:
-        """Tell a job as PostgreSQL has it: ended, or on its way to Redis."""
+    async def _tell_row(
+        self, response: Response, row: JobRow, *, is_reset: bool, event_id: str = ""
+    ) -> None:
+        """Tell a job as PostgreSQL has it: ended, or on its way to Redis.
+
+        Args:
+            response: where it is written.
+            row: of the job.
+            is_reset: the id may go back.
+            event_id: of what is told after the end.
+        """
         now_ms = self._made.clock.now_ms()
         job = job_of(row, None, now_ms)
         numbers, is_end = job.progress, row.end_event is not None and row.state in FINAL_STATES
@@ -299,7 +332,7 @@ class _Stream:
             by_code, by_reason = progress.named(reasons)
             numbers = msgspec.structs.replace(numbers, by_code=by_code, by_reason=by_reason)
         event = progress.Event(
-            type="end" if is_end else "snapshot",
+            type="receipts" if event_id else "end" if is_end else "snapshot",
             job_id=row.id,
             state=job.state,
             wait=job.wait,
@@ -307,9 +340,37 @@ class _Stream:
             reset=is_reset,
             progress=numbers,
         )
+        if event_id:
+            data = progress.encode(event_id, event)
+            await response.put(data)
+            self._made.hub.sent(Frame(row.id, event_id, now_ms, is_end, is_reset, data))
+            return
         event_id = (row.end_event or "") if is_end else ""
         data = progress.encode(event_id, event)
         await self._write(response, Frame(row.id, event_id, now_ms, is_end, is_reset, data))
+
+    async def _tell_receipts(self, response: Response) -> None:
+        """Tell what receipts have moved since the end, as PostgreSQL adds them up.
+
+        Raises:
+            _EndedError: a day is over.
+        """
+        [job_id] = self._rows
+        try:
+            row = await self._made.archive.job(job_id, None)
+        except StoreError:
+            return
+        done = row is not None and row.sent + row.failed + row.skipped + row.unknown + row.cancelled
+        if row is None or row.end_event is None or done != row.recipients:
+            return  # what is not written yet would look like a step back
+        if self._is_too_late(row):
+            raise _EndedError("end")
+        now = (row.receipts_version, row.unknown)
+        is_news = self._told is not None or row.receipts_version > 0
+        if now != self._told and is_news:
+            self._last = progress.after(self._last, self._made.clock.now_ms())
+            await self._tell_row(response, row, is_reset=False, event_id=self._last)
+        self._told = now
 
     async def _tell_lost(self, response: Response) -> None:
         """A watched job has gone from Redis: PostgreSQL may have its end."""
@@ -329,7 +390,8 @@ class _Stream:
         self._made.hub.sent(frame)
         if frame.is_end:
             self._left.remove(frame.job)
-            if not self._left:
+            self._last = frame.event
+            if not self._left and not self._stays:
                 raise _EndedError("end")
 
     async def _check_credential(self, response: Response) -> None:

@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
 
-from api import stream
+from api import progress, stream
 from api.auth import PRINCIPAL, Principal
 from api.client import Event, Parser
 from api.hub import Hub
@@ -380,3 +380,52 @@ async def test_a_client_that_does_not_read_is_cut_off(
     subscription.offer(frame._replace(data=b"data: " + b"x" * (32 << 20) + b"\n\n"))
     await eventually(lambda: hub.connections == 0)
     assert hub._metrics.sse_disconnects_total.labels("slow")._value.get() == 1
+
+
+async def test_with_receipts_the_stream_goes_on_after_the_end_for_a_day(
+    http: Http, rows: Rows
+) -> None:
+    job, now_ms = Ids().job_id(0), Clock().now_ms()
+    ended = msgspec.structs.replace(
+        ROW, id=job, state="completed", sent=1, unknown=1, end_event="7-0", version=3,
+        finished_ms=now_ms,
+    )  # fmt: skip
+    rows[job] = ended
+    path = f"/realtime/bulk/{job}?receipts=1"
+    reader = await follow(http, path, "6-0")
+    end, data = await reader.next()
+    assert (end.id, data["type"]) == ("7-0", "end")
+    rows[job] = msgspec.structs.replace(ended, receipts_version=1, delivered=1)
+    first, data = await reader.next()
+    assert (data["type"], data["progress"]["delivered"], data["state"]) == (
+        "receipts", 1, "completed"
+    )  # fmt: skip
+    rows[job] = msgspec.structs.replace(rows[job], sent=2, unknown=0)
+    second, data = await reader.next()
+    assert (data["progress"]["sent"], data["progress"]["unknown"]) == (2, 0)
+    places = [progress.order_or_zero(event.id) for event in (end, first, second)]
+    assert places == sorted(set(places))
+    plain = await http.get(f"/realtime/bulk/{job}", headers={"Last-Event-ID": "7-0"})
+    assert plain.status == 204
+    # Who comes back gets the newest sums at once, above what he has.
+    again, data = await (await follow(http, path, second.id)).next()
+    assert (data["type"], data["progress"]["sent"]) == ("receipts", 2)
+    assert progress.order_or_zero(again.id) > places[-1]
+    rows[job] = msgspec.structs.replace(rows[job], finished_ms=now_ms - stream.RECEIPTS_MS - 1)
+    with pytest.raises(EOFError):
+        await reader.next()
+    late = await http.get(path, headers={"Last-Event-ID": second.id})
+    assert late.status == 204
+
+
+async def test_receipts_wait_until_all_that_has_ended_is_written(http: Http, rows: Rows) -> None:
+    job = Ids().job_id(0)
+    rows[job] = msgspec.structs.replace(
+        ROW, id=job, state="completed", sent=1, end_event="7-0", version=3, receipts_version=2,
+        delivered=1, finished_ms=Clock().now_ms(),
+    )  # fmt: skip
+    reader = await follow(http, f"/realtime/bulk/{job}?receipts=1", "7-0")
+    await asyncio.sleep(0)
+    rows[job] = msgspec.structs.replace(rows[job], sent=2)
+    _, data = await reader.next()
+    assert (data["type"], data["progress"]["sent"]) == ("receipts", 2)
