@@ -85,6 +85,7 @@ faults: ## faults at every effect, then kills, freezes and cut wires on real sta
 
 torture: ## the same at the sizes of the night; REAL="--only G4 --seed 7" is some of the second
 	@$(DEV)
+	@.ci/faketime
 	$(BIN)/python -m tests.faults --jobs $(JOBS) --every 1 --doubles 7000 $(ARGS)
 	$(BIN)/python -m tests.faults.real --night $(REAL)
 
