@@ -96,8 +96,16 @@ class Local:
         path.write_text(json.dumps(made))
         return made
 
-    async def start(self, workers: int, sandbox: list[str] | None) -> None:
-        """Start everything; return when the API takes requests and the workers are ready."""
+    async def start(
+        self, workers: int, sandbox: list[str] | None, *, has_webhooks: bool = False
+    ) -> None:
+        """Start everything; return when the API takes requests and the workers are ready.
+
+        Args:
+            workers: how many.
+            sandbox: words for the pretended Graph; None = real messages.
+            has_webhooks: it says what becomes of each message.
+        """
         places = (self.home, self.home / "valkey", self.home / "postgres")
         for name in [name for place in places for name in await reap(place)]:
             _say.print(f"ended {name}, left over from an earlier run")
@@ -110,9 +118,14 @@ class Local:
             if self._settings.whatsapp_phone_number_id is None and not await self._has_sender():
                 self._set(
                     WHATSAPP_PHONE_NUMBER_ID="100000000000001",
+                    WHATSAPP_BUSINESS_ACCOUNT_ID="100000000000002",
                     WHATSAPP_ACCESS_TOKEN="sandbox-token",  # noqa: S106 - the sandbox takes any
                 )
             words = ["--port", str(port), "--ledger", str(self.ledger), *sandbox]
+            if has_webhooks:
+                words += ["--webhook", f"{self.url}/webhooks/whatsapp"]
+                if not self._settings.whatsapp_app_secret:
+                    self._set(WHATSAPP_APP_SECRET=Ids().token())
             await self._listening(self._child("sandbox", "worker.sandbox", words), port)
         api = self._child("api", "api", METRICS_PORT=str(free_port()))
         ports = [free_port() for _ in range(workers)]
@@ -370,7 +383,7 @@ async def _guarded(work: Any) -> int:  # noqa: ANN401 - a coroutine of int
 
 async def _up(local: Local, workers: int, sandbox: list[str] | None) -> int:
     try:
-        await local.start(workers, sandbox)
+        await local.start(workers, sandbox, has_webhooks=True)
         local.show_way_in()
         _say.print("no limit on submissions an hour here: BULK_SUBMITS_PER_HOUR_IP=0; Ctrl-C stops")
         await local.watch()
