@@ -1,7 +1,8 @@
 """Run the whole enumeration on servers of its own and print one table; exit 1 on any violation.
 
-`python -m tests.faults` is the gate, `--every 1 --doubles 7000` the night, `--only send,reap` some
-of it. Every plan that fails is appended to tests/regress/plans.txt, where it is run first.
+`python -m tests.faults` is the gate, `--every 1 --doubles 7000 --examples 5000` the night, `--only
+send,reap` or `--only machine` some of it. Every plan or story that fails is appended to
+tests/regress/plans.txt, where it is run first.
 """
 
 from __future__ import annotations
@@ -15,23 +16,31 @@ from multiprocessing import get_context
 from random import SystemRandom
 from typing import Final
 
-from tests.faults.enumerate import PLANS, kept_plans
+from tests.faults.enumerate import MACHINE, PLANS, kept_plans
 from tests.faults.lane import Done, Piece, close_servers, one, open_servers, work
 from tests.faults.scenarios import SCENARIOS
 
 SHARE: Final = 4  # pieces a scenario's single faults are cut into
+STORIES: Final = 200  # of the state machine in the gate: the same ones each time
+STORIES_A_PIECE: Final = 100
 
 
 def pieces(asked: argparse.Namespace, seed: int) -> Iterator[Piece]:
     """Yield what is to be done, the kept plans first."""
-    names = asked.only.split(",") if asked.only else list(SCENARIOS)
+    names = asked.only.split(",") if asked.only else [*SCENARIOS, MACHINE]
     yield Piece("kept plans", "")
+    if MACHINE in names:
+        names.remove(MACHINE)
+        first = seed if asked.seed is not None or asked.examples > STORIES else 0
+        for i, at in enumerate(range(0, asked.examples, STORIES_A_PIECE)):
+            count = min(STORIES_A_PIECE, asked.examples - at)
+            yield Piece("L2 state machine", MACHINE, seed=first + i, examples=count)
     for name in names:
         for part in range(SHARE):
             yield Piece("G1 single faults", name, part, SHARE, every=asked.every)
     if "three" in names:
         yield Piece("G3 every await", "three")
-    each = -(-asked.doubles // len(names))
+    each = -(-asked.doubles // max(1, len(names)))
     for i, name in enumerate(names if each else []):
         yield Piece("G2 double faults", name, pairs=each, seed=seed + i)
 
@@ -67,10 +76,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--only", default="", help="scenarios, by comma")
     parser.add_argument("--doubles", type=int, default=2000, help="sampled pairs of faults")
+    parser.add_argument("--examples", type=int, default=STORIES, help="of the state machine")
     parser.add_argument("--every", type=int, default=3, help="only every n-th single fault")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with its servers")
-    parser.add_argument("--seed", type=int, default=None, help="of the pairs")
-    parser.add_argument("--plan", default="", help="one plan, and what it comes to")
+    parser.add_argument("--seed", type=int, default=None, help="of pairs and stories")
+    parser.add_argument("--plan", default="", help="one plan or story, and what it comes to")
     asked = parser.parse_args()
     seed = SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
     if asked.plan:
@@ -79,7 +89,7 @@ def main() -> int:
         close_servers()
         print(run)  # noqa: T201 - what was asked for
         return int(bool(run.violations))
-    print(f"seed {seed}")  # noqa: T201 - so that a red pair can be sampled again
+    print(f"seed {seed}")  # noqa: T201 - so that what was red can be drawn again
     done: list[Done] = []
     context = get_context("spawn")
     lanes = [

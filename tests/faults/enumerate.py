@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Collection, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -13,31 +13,48 @@ from shared.settings import Settings
 from tests.conftest import SECRET
 from tests.faults.scenarios import SCENARIOS
 from tests.faults.stage import Stage
-from tests.faults.world import KINDS, Effect, Kind, Loop, Stuck, World, task_factory
+from tests.faults.story import Story
+from tests.faults.world import KINDS, Effect, Gone, Kind, Loop, Stuck, World, task_factory
 from tests.oracle import Violation
 
 PLANS: Final = Path(__file__).parent.parent / "regress" / "plans.txt"
 Plan = dict[int, Kind]
+MACHINE: Final = "machine"
 
 
 class Run(NamedTuple):
-    """What one run came to."""
+    """What one run came to.
+
+    Attributes:
+        scenario: its name; `machine` for a story that was made up.
+        plan: what went wrong at which effect.
+        trace: its effects.
+        fired: what did go wrong.
+        violations: what does not hold.
+        moves: of a story.
+    """
 
     scenario: str
     plan: Plan
     trace: list[Effect]
     fired: list[str]
     violations: list[Violation]
+    moves: str = ""
+
+    @property
+    def text(self) -> str:
+        """Return it as it is kept."""
+        return f"{self.scenario}:{self.moves or text_of(self.plan)}"
 
     def __str__(self) -> str:
         """Return all that is needed to see it again."""
-        lines = [f"{self.scenario}: {text_of(self.plan) or 'clean'}"]
+        lines = [self.text if self.plan or self.moves else f"{self.scenario}: clean"]
         for k in self.plan:
             around = ", ".join(map(str, self.trace[max(0, k - 4) : k + 1]))
             lines.append(f"  at {k}: {around}")
         lines += [f"  {violation}" for violation in self.violations]
-        words = f"{self.scenario}:{text_of(self.plan)}"
-        lines.append(f"  pytest tests/faults -k enumerate --plan {words}")
+        lines.append(f"  pytest tests/faults -k enumerate --plan '{self.text}'")
+        lines.append(f"  to keep it, add that line to {PLANS.name} in tests/regress")
         return "\n".join(lines)
 
 
@@ -110,9 +127,45 @@ class Enumeration:
         plan = plan or {}
         self.runs += 1
         self._do(self.stage.reset(plan))
-        trouble = self._loop.run_until_complete(self._act(scenario))
+        trouble = self._play(SCENARIOS[scenario](self.stage))
+        self.bury()
         violations = self._do(self.stage.verdict())
         return Run(scenario, plan, self.world.trace, self.world.fired, [*trouble, *violations])
+
+    def replay(self, text: str) -> Run:
+        """Run a plan or a story as it is written."""
+        if not text.startswith(f"{MACHINE}:"):
+            return self.run(*self.plan(text))
+        story, violations = self.begin_story(), []
+        for move in text.partition(":")[2].split(";"):
+            violations = violations or self.play(story, move.strip())
+        if violations:
+            self.bury()
+        else:
+            violations = self.end_story(story)
+        return self.run_of(story, violations)
+
+    def begin_story(self) -> Story:
+        """Begin a run whose moves come one by one."""
+        self.runs += 1
+        self._do(self.stage.reset({}))
+        return Story(self.stage)
+
+    def play(self, story: Story, move: str) -> list[Violation]:
+        """Make a move; return what does not hold after it."""
+        trouble = self._play(story.play(move))
+        return [*trouble, *(Violation(*note) for note in self.stage.notes)]
+
+    def end_story(self, story: Story) -> list[Violation]:
+        """Heal and drain; return what does not hold at the end."""
+        trouble = self._play(story.heal())
+        self.bury()
+        return [*trouble, *self._do(self.stage.verdict())]
+
+    def run_of(self, story: Story, violations: list[Violation]) -> Run:
+        """Return what a story has come to."""
+        moves = "; ".join(story.moves)
+        return Run(MACHINE, {}, self.world.trace, self.world.fired, violations, moves)
 
     def plan(self, text: str) -> tuple[str, Plan]:
         """Return a plan that may also name effects: `send:report#2:stall` is at the second report.
@@ -132,11 +185,14 @@ class Enumeration:
             parts.append(f"{k}:{kind}")
         return plan_of(f"{scenario}:{','.join(parts)}")
 
-    async def _act(self, scenario: str) -> list[Violation]:
+    def _play(self, act: Awaitable[None]) -> list[Violation]:
+        return self._loop.run_until_complete(self._guarded(act))
+
+    async def _guarded(self, act: Awaitable[None]) -> list[Violation]:
         self._loop.main = asyncio.current_task()
         trouble = []
         try:
-            await SCENARIOS[scenario](self.stage)
+            await act
         except Stuck as error:
             trouble.append(Violation("liveness", str(error)))
         except asyncio.CancelledError:
@@ -144,10 +200,18 @@ class Enumeration:
             trouble.append(Violation("liveness", f"nothing can happen after {last}"))
         finally:
             self._loop.main = None
-            for life in self.stage.lives:
-                life.is_dead = True
-                await self.world.bury(life)
         return trouble
+
+    def bury(self) -> None:
+        """End whatever process is left."""
+        self._loop.run_until_complete(self._bury())
+
+    async def _bury(self) -> None:
+        for life in self.stage.lives:
+            life.is_dead = True
+            life.end(Gone)
+        for life in self.stage.lives:
+            await self.world.bury(life)
 
 
 def singles(trace: list[Effect], only: Collection[str] = ()) -> Iterator[Plan]:

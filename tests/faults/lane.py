@@ -22,15 +22,15 @@ from tests.faults.enumerate import (
     doubles,
     kept_plans,
     singles,
-    text_of,
     variables,
 )
+from tests.faults.machine import explore
 
 SHOWN_MAX: Final = 5  # failures of one piece, in full
 
 
 class Piece(NamedTuple):
-    """Some runs of one scenario: `part` of `parts` of its single faults, or sampled pairs."""
+    """Some runs of one scenario: `part` of `parts` of its single faults, sampled pairs, stories."""
 
     goal: str
     scenario: str
@@ -39,6 +39,7 @@ class Piece(NamedTuple):
     pairs: int = 0
     seed: int = 0
     every: int = 1
+    examples: int = 0
 
 
 class Done(NamedTuple):
@@ -86,7 +87,9 @@ def work(piece: Piece) -> Done:
         runs += 1
         if run.violations:
             bad.append(run)
-    failed = [f"{run.scenario}:{text_of(run.plan)}" for run in bad]
+    if piece.examples:
+        bad = bad[-1:]  # the others are the way to the shortest
+    failed = [run.text for run in bad]
     shown = [str(run) for run in bad[:SHOWN_MAX]]
     return Done(piece, runs, failed, shown, clock.monotonic() - began_s)
 
@@ -94,7 +97,9 @@ def work(piece: Piece) -> Done:
 def _runs(made: Enumeration, piece: Piece) -> Iterator[Run]:
     if not piece.scenario:
         for text in kept_plans():
-            yield made.run(*made.plan(text))
+            yield made.replay(text)
+    elif piece.examples:
+        yield from explore(made, piece.examples, piece.seed)
     elif piece.goal.startswith("G3"):
         yield from awaits(made, piece.scenario)
     elif piece.pairs:
@@ -109,8 +114,8 @@ def _runs(made: Enumeration, piece: Piece) -> Iterator[Run]:
 
 
 def one(text: str) -> Run:
-    """Run one plan in this process."""
-    return _made[0].run(*_made[0].plan(text))
+    """Run one plan or story in this process."""
+    return _made[0].replay(text)
 
 
 def close_servers() -> None:

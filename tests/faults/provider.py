@@ -15,6 +15,7 @@ Reply = tuple[int, dict[str, Any]]
 SLOW_DOWN: Reply = (429, {"error": {"code": 130429, "message": "slow down"}})
 TEMPORARY: Reply = (500, {"error": {"code": 131000, "message": "something went wrong"}})
 SERVICE: Reply = (503, {"error": {"code": 131016, "message": "later"}})
+PAIR: Reply = (400, {"error": {"code": 131056, "message": "pair rate"}})
 NOT_THERE: Reply = (400, {"error": {"code": 131026, "message": "undeliverable"}})
 BAD_TOKEN: Reply = (401, {"error": {"code": 190, "message": "token"}})
 # What the wire makes of an exchange: no byte left; taken, but the answer never came.

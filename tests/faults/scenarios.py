@@ -15,7 +15,8 @@ from tests.oracle import Accepted
 Scenario = Callable[[Stage], Awaitable[None]]
 
 
-def _after(seconds: float) -> str:
+def after(seconds: float) -> str:
+    """Return a moment as a client writes it."""
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
 
 
@@ -161,7 +162,7 @@ async def deadline(stage: Stage) -> None:
     """The deadline passes while two wait for their next try."""
     _replies(stage, 1, p0=provider.SERVICE, p3=provider.SERVICE)
     await stage.worker()
-    await stage.submit(6, expires_at=_after(20))
+    await stage.submit(6, expires_at=after(20))
     await stage.turn()
     await stage.later(25_000)
     await stage.drain()
@@ -170,7 +171,7 @@ async def deadline(stage: Stage) -> None:
 async def scheduled(stage: Stage) -> None:
     """A job for later: known at once, sent when its time has come."""
     await stage.worker()
-    await stage.submit(4, scheduled_at=_after(3600))
+    await stage.submit(4, scheduled_at=after(3600))
     await stage.turn()
     if stage.provider.ledger:
         stage.notes.append(("schedule", "sent before its time"))

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import fields
 from functools import partial
 from logging import ERROR
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
@@ -77,7 +77,7 @@ PATIENCE: Final = 5
 WAITS_MS: Final = (1_000, 11_000, 11_000, 31_000, 11_000, 31_000, 61_000, 11_000, 700_000,
                    11_000, 1_100_000, 11_000, 90_000_000, 11_000)  # fmt: skip
 # Time passes by moving the past away: the server's clock itself cannot be set.
-_LATER: Final = """
+_LATER: Final = """#!lua flags=allow-oom
 local P, ms, live = ARGV[1], tonumber(ARGV[2]), {}
 for i = 4, #ARGV do live[ARGV[i]] = true end
 local t = redis.call('TIME')
@@ -247,6 +247,14 @@ class Worker:
         return stop
 
 
+class Submission(NamedTuple):
+    """What a client asks for, and goes on asking for with one key."""
+
+    key: str
+    phones: list[int]
+    body: dict[str, Any]
+
+
 class Stage:
     """What all runs share, and what one run has come to."""
 
@@ -323,6 +331,7 @@ class Stage:
         """Empty both stores and forget the last run."""
         self.world.is_open = False
         self.world.watch = None
+        await self.fill(is_full=False)
         await self.redis.flushdb()
         await self.pool.execute(
             "DELETE FROM campaign_logs; DELETE FROM bulk_jobs; DELETE FROM audit_log;"
@@ -338,6 +347,8 @@ class Stage:
         self.zombies: list[Life] = []
         self.lives: list[Life] = []
         self.accepted: list[Accepted] = []
+        self.answered: dict[str, Accepted] = {}
+        self.doubtful: set[str] = set()
         self.refused: set[str] = set()
         self.notes: list[tuple[str, str]] = []
         self.unknown_max = self.again_max = self.submits = 0
@@ -377,21 +388,29 @@ class Stage:
             if isinstance(end, Frozen) and life not in self.zombies:
                 self.zombies.append(life)
             return
-        intents = await self.intents()
-        self.unknown_max += intents
-        self.again_max += intents
+        await self.doubt()
         if isinstance(end, Frozen):
             if life not in self.zombies:  # both its step and whoever waits for it say so
                 self.zombies.append(life)
             self.world.watch = self._fence
 
+    async def doubt(self) -> None:
+        """Count what is on its way: it may become unknown, or be sent again where that is asked."""
+        intents = await self.intents()
+        self.unknown_max += intents
+        self.again_max += intents
+
     async def intents(self) -> int:
         """Return how many recipients are on their way by their state bytes."""
-        count = 0
-        for accepted in self.accepted:
-            states = await self.redis.get(keys.states(accepted.job)) or b""
-            count += sum(state_of(byte) is State.INTENT for byte in states)
-        return count
+        found = (await self.states()).values()
+        return sum(state_of(byte) is State.INTENT for states in found for byte in states)
+
+    async def states(self) -> dict[str, bytes]:
+        """Return the state bytes of every job that Redis knows, promised or not."""
+        names = [name async for name in self.redis.scan_iter(f"{keys.tag(0)}job:*:states")]
+        values = await self.redis.mget(names) if names else []
+        ids = [name.decode().split(":")[2] for name in names]
+        return {job: value or b"" for job, value in zip(ids, values, strict=True)}
 
     async def noted(self) -> int:
         """Return how many are noted and were not asked for yet, by the far side's ledger."""
@@ -471,6 +490,10 @@ class Stage:
             " WHERE state <> 'active'"
         )
 
+    async def fill(self, *, is_full: bool) -> None:
+        """Let Redis have no memory left, or as much as it likes."""
+        await self.redis.config_set("maxmemory", "1" if is_full else "0")
+
     async def wipe(self) -> None:
         """Empty Redis; what was released and is not logged may have been sent."""
         for accepted in self.accepted:
@@ -506,9 +529,7 @@ class Stage:
             worker.life.end(Gone)
             while self.world.loop.under_way:  # noqa: ASYNC110 - what has left arrives first
                 await asyncio.sleep(0)
-            intents = await self.intents()
-            self.unknown_max += intents
-            self.again_max += intents
+            await self.doubt()
             if worker.life.step is None or worker.life.step.done():
                 await self.world.bury(worker.life)
 
@@ -522,17 +543,25 @@ class Stage:
         woken = []
         for life in list(self.zombies):
             is_reaped = await self.redis.zscore(f"{keys.tag(0)}workers", life.name) is None
-            if is_late or (is_reaped and not life.wakes_late):
-                self.zombies.remove(life)
-                if life.thawed is None or life.is_dead:
-                    continue
-                self.world.thaw(life)
-                for worker in self.workers:
-                    if worker.life is life and worker.has_started:
-                        # Its pulse wakes with it.
-                        self.world.loop.create_task(worker.tick(), context=life.context)
+            if (is_late or (is_reaped and not life.wakes_late)) and self._let_go(life):
                 woken.append(life)
         return woken
+
+    def _let_go(self, life: Life) -> bool:
+        self.zombies.remove(life)
+        if life.thawed is None or life.is_dead:
+            return False
+        self.world.thaw(life)
+        for worker in self.workers:
+            if worker.life is life and worker.has_started:
+                # Its pulse wakes with it.
+                self.world.loop.create_task(worker.tick(), context=life.context)
+        return True
+
+    async def wake(self, life: Life) -> None:
+        """Let one that stands still go on, whether it was given up or not."""
+        if self._let_go(life):
+            await self._finish(life)
 
     async def _finish(self, life: Life) -> None:
         try:
@@ -639,26 +668,49 @@ class Stage:
 
     async def submit(self, count: int, **more: Any) -> Accepted:
         """Submit as a client does: with one key, until it is answered 202."""
+        return await self.insist(self.new_submission(count, **more))
+
+    def new_submission(self, count: int, **more: Any) -> Submission:
+        """Return what a client will ask for, with a key and numbers of its own."""
         self.submits += 1
-        key, first = f"key-{self.submits}", FIRST + 1000 * self.submits
-        phones = [first + i for i in range(count)]
+        phones = [self.phone(self.submits, i) for i in range(count)]
         body = {
             "message": {"kind": "text", "text": {"body": "hello"}},
             "recipients": [f"+{phone}" for phone in phones],
             **more,
         }
+        return Submission(f"key-{self.submits}", phones, body)
+
+    async def insist(self, asked: Submission) -> Accepted:
+        """Submit until it is answered 202."""
         for _ in range(8):
-            response = await self.ask(submit.send, "/api/bulk/send", body, {"Idempotency-Key": key})
-            if response is not None and response.status == 202:
-                job = msgspec.json.decode(response.body)["jobId"]  # type: ignore[arg-type]
-                accepted = Accepted(job, phones, more.get("on_unknown") == "resend")
-                self.accepted.append(accepted)
+            accepted = await self.attempt(asked)
+            if accepted is not None:
                 return accepted
-            if response is not None:
-                assert response.status in (409, 429, 503), response.body
-                await self._left_nothing(key, response)
             await self.later(1_000)
-        raise Stuck(f"submission {key} is never accepted")
+        raise Stuck(f"submission {asked.key} is never accepted")
+
+    async def attempt(self, asked: Submission) -> Accepted | None:
+        """Submit once; the same key again must come to the same job (I12)."""
+        path, headers = "/api/bulk/send", {"Idempotency-Key": asked.key}
+        response = await self.ask(submit.send, path, asked.body, headers)
+        if response is None:
+            self.doubtful.add(asked.key)
+            return None
+        if response.status != 202:
+            assert response.status in (409, 429, 503), response.body
+            # An earlier request with this key may have left what it was not told of.
+            if asked.key not in self.doubtful:
+                await self._left_nothing(asked.key, response)
+            return None
+        self.doubtful.add(asked.key)
+        job = msgspec.json.decode(response.body)["jobId"]  # type: ignore[arg-type]
+        accepted = Accepted(job, asked.phones, asked.body.get("on_unknown") == "resend")
+        if self.answered.setdefault(asked.key, accepted) != accepted:
+            self.notes.append(("I12", f"{asked.key}: {self.answered[asked.key].job}, then {job}"))
+        elif accepted not in self.accepted:
+            self.accepted.append(accepted)
+        return accepted
 
     async def _left_nothing(self, key: str, response: web.Response) -> None:
         """I1 at once: after a refusal there is no row and no job."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.enumerate import Enumeration, kept_plans, plan_of, singles, text_of
+from tests.faults.machine import explore
 from tests.faults.scenarios import SCENARIOS
 
 # The kinds that leave most behind; `make faults` has them all.
@@ -17,8 +18,7 @@ def test_enumerate_plans_that_failed_once(
     """With `--plan` that one alone, and what it did is printed."""
     text = request.config.getoption("--plan", default="")
     for kept in [text] if text else kept_plans():
-        scenario, plan = enumeration.plan(kept)
-        run = enumeration.run(scenario, plan)
+        run = enumeration.replay(kept)
         assert not run.violations, str(run)
 
 
@@ -38,6 +38,13 @@ def test_enumerate_single_faults_break_no_promise(enumeration: Enumeration, scen
     plans = list(singles(clean.trace, SMALL))[::3]
     failed = [run for plan in plans if (run := enumeration.run(scenario, plan)).violations]
     assert not failed, "\n".join(map(str, failed[:3]))
+
+
+def test_stories_made_up_break_no_promise(enumeration: Enumeration) -> None:
+    # `make faults` plays 200.
+    runs = explore(enumeration, 6, seed=1)
+    assert len(runs) >= 6
+    assert not runs[-1].violations, str(runs[-1])
 
 
 def test_a_plan_reads_back_as_it_was_written() -> None:

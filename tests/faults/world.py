@@ -293,6 +293,9 @@ class World:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.plan: dict[int, Kind] = {}
+        # How many of the next effects of a door are refused.
+        self.shut: dict[str, int] = {}
+        self.effects_max = EFFECTS_MAX
         self.trace: list[Effect] = []
         self.fired: list[str] = []
         self.asides: set[asyncio.Task[Any]] = set()
@@ -305,6 +308,7 @@ class World:
     def begin(self, plan: dict[int, Kind]) -> None:
         """Begin a run: what happens from now on is counted."""
         self.trace, self.fired, self.lives, self.awaits = [], [], [], 0
+        self.shut, self.effects_max = {}, EFFECTS_MAX
         self.plan = {k: kind for k, kind in plan.items() if kind != "await"}
         self.awaits_max = max((k for k, kind in plan.items() if kind == "await"), default=0)
         # Counted only where it matters: it costs a call a step.
@@ -338,9 +342,9 @@ class World:
         await self._turn(life)
         self.trace.append(Effect(life.name, door, name))
         k = len(self.trace)
-        if k > EFFECTS_MAX:
+        if k > self.effects_max:
             self.loop.give_up()
-        kind = self.plan.get(k)
+        kind = self._planned(k, door)
         if kind is None and self.watch is None:
             return await self.act(effect)
         if kind is not None:
@@ -374,6 +378,15 @@ class World:
         if kind in ("stall_after", "frozen_after"):
             await self._stand_still(life, kind)
         return answer
+
+    def _planned(self, k: int, door: str) -> Kind | None:
+        kind = self.plan.get(k)
+        if kind in KINDS[door]:
+            return kind
+        if self.shut.get(door):
+            self.shut[door] -= 1
+            return "err_before"
+        return None
 
     async def _turn(self, life: Life) -> None:
         while True:
@@ -452,8 +465,9 @@ class World:
             await asyncio.wait(tasks)
         if life.step is not None and life.step.done() and not life.step.cancelled():
             life.step.exception()
-        if others := self.asides - {asyncio.current_task()}:
-            await asyncio.wait(others)
+        # Two of them must not wait for each other.
+        if self.asides and asyncio.current_task() not in self.asides:
+            await asyncio.wait(self.asides)
 
     def thaw(self, life: Life) -> None:
         """Let a frozen process go on."""
@@ -539,7 +553,7 @@ class FaultyPipeline(Pipeline):
         )
 
 
-def _archive_lost() -> NoReturn:
+def archive_lost() -> NoReturn:
     raise ArchiveError("PostgreSQL: TimeoutError")
 
 
@@ -564,8 +578,8 @@ class FaultyArchive(Archive):
             await held.__aexit__(None, None, None)
 
         try:
-            yield await world.call("pg", "advisory", enter, _archive_lost, _archive_lost)
-            await world.call("pg", "unlock", leave, _archive_lost, _archive_lost)
+            yield await world.call("pg", "advisory", enter, archive_lost, archive_lost)
+            await world.call("pg", "unlock", leave, archive_lost, archive_lost)
         finally:
             # Whoever is dead or has lost the answer has lost the connection, the server the lock.
             if inside:
@@ -580,8 +594,8 @@ def _stand_before(name: str) -> Any:
             "pg",
             name,
             lambda: method(self, *args, **kwargs),
-            _archive_lost,
-            _archive_lost,
+            archive_lost,
+            archive_lost,
         )
 
     return act
