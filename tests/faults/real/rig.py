@@ -511,11 +511,16 @@ class Rig:
 
     def bounded(self, unknown: int, bound: int) -> None:
         """Require that no more are unknown than faults explain, and leases that were lost."""
+        most = bound + self._of_lost_leases()
+        require(unknown <= most, f"{unknown} unknown, {bound} can be, leases that were lost apart")
+
+    def _of_lost_leases(self) -> int:
+        """Return how many the leases lost since the last look may have made unknown."""
         lost = self.leases_lost()
-        most = bound + SLOTS * 2 * CONCURRENCY * (lost - self._leases_told)
-        self.unknown_max += most - bound
+        more = SLOTS * 2 * CONCURRENCY * (lost - self._leases_told)
         self._leases_told = lost
-        require(unknown <= most, f"{unknown} unknown, {bound} can be, {lost} leases were lost")
+        self.unknown_max += more
+        return more
 
     def evidence(self, names: frozenset[str]) -> oracle.Evidence:
         """Return what is known from outside; `names` are the workers that live."""
@@ -547,6 +552,7 @@ class Rig:
         found: list[oracle.Violation] = []
         end_s = self.clock.monotonic() + DRAIN_S
         while True:
+            self._of_lost_leases()
             ticking = (await self.queue.stats(0, [])).workers
             names = [name_of(child, ticking) for child in self.stack.workers]
             async with self.redis() as client:
