@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import pytest
 
+from shared import archive
 from shared.models import Reported
 from shared.queue import Queue
 from tests.faults.enumerate import Enumeration
@@ -110,6 +111,13 @@ def _paused_once_a_claim(enumeration: Enumeration, patch: pytest.MonkeyPatch) ->
     _script("report", running, "true")(enumeration, patch)
 
 
+def _moved_down(_enumeration: Enumeration, patch: pytest.MonkeyPatch) -> None:
+    """What was said last counts."""
+    name, old = "raise_receipts", "greatest(l.receipt, i.receipt) AS receipt"
+    assert old in archive.SQL[name]
+    patch.setitem(archive.SQL, name, archive.SQL[name].replace(old, "i.receipt AS receipt"))
+
+
 def _looked_up_only(enumeration: Enumeration, _patch: pytest.MonkeyPatch) -> None:
     """The look for an earlier answer is all there is; nothing unique decides."""
     enumeration.execute("DROP INDEX bulk_jobs_idempotency")
@@ -135,6 +143,7 @@ MUTANTS: Final = (
            ("send:",), frozenset({"I1", "I5"})),
     Mutant(9, "the pause is read once a claim", _paused_once_a_claim,
            ("pause:",), frozenset({"I10"})),
+    Mutant(10, "a receipt can move down", _moved_down, ("webhook:",), frozenset({"I13"})),
     Mutant(12, "idempotency looks, then sets", _looked_up_only,
            ("submit:add_job:frozen_after", "submit:add_job:stall"), frozenset({"I1"})),
     Mutant(13, "the first tick after an outage reaps whoever has an old sign",

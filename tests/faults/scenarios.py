@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
-from tests.faults import provider
+from tests.faults import post, provider
 from tests.faults.stage import Stage
 from tests.oracle import Accepted
 
@@ -276,11 +276,41 @@ async def lost_job(stage: Stage) -> None:
     await stage.drain()
 
 
+async def webhook(stage: Stage) -> None:
+    """Said before its answer, in the wrong order and twice; one settles what was unknown."""
+    post.open_to_meta(stage)
+    _replies(stage, 1, p1=provider.NO_ANSWER)
+    worker = await stage.worker()
+    job = await stage.submit(3)
+
+    async def before_the_answer() -> None:
+        await post.say(stage, job, (0, "sent"))
+        if worker in stage.live():
+            await stage.step_aside(worker, worker.hear())
+
+    stage.at(1, before_the_answer)
+    for act in (worker.tick, worker.take, worker.write):
+        if worker in stage.live():
+            await stage.step(worker.life, act())
+    await stage.do_deeds()
+    await post.say(stage, job, (0, "read"), (1, "delivered"), (2, "failed"))
+    hearer = await stage.worker()
+    await stage.step(hearer.life, hearer.hear())
+    # A reader takes the next one and dies; what it was given is another's after a while.
+    await post.say(stage, job, (0, "delivered"), (0, "sent"), (1, "sent"))
+    reader = await stage.worker()
+    await stage.step(reader.life, reader.glance())
+    await stage.kill(reader)
+    await stage.later(31_000)
+    await stage.drain()
+    await post.judge(stage, job)
+
+
 SCENARIOS: Final[dict[str, Scenario]] = {
     story.__name__: story
     for story in (
         submit, send, two_workers, three, retry, moved, throttle, unreachable, no_answer, token,
         pause, cancel, deadline, scheduled, archive, marks, reap, outage, resend, shutdown, wipe,
-        lost_job,
+        lost_job, webhook,
     )
 }  # fmt: skip

@@ -38,14 +38,16 @@ from shared.archive import Archive, SenderRow
 from shared.batch import Batch
 from shared.errors import ArchiveError, QueueError
 from shared.ids import Ids
+from shared.inbox import Inbox
 from shared.management import Checks
 from shared.metrics import ApiMetrics, WorkerMetrics
-from shared.models import RANK, State, state_of
+from shared.models import RANK, Claim, State, state_of
 from shared.phone import PossibleLengths
 from shared.queue import Queue
 from shared.scripts import Script
 from shared.sealing import Sealing
 from shared.settings import Settings
+from tests.faults.post import FaultyReceipts, is_worked_off
 from tests.faults.provider import Provider
 from tests.faults.world import (
     FaultyArchive,
@@ -64,6 +66,8 @@ from worker.executor import Jobs, Tools
 from worker.log_writer import LogWriter
 from worker.pool import Pool
 from worker.publisher import Publisher
+from worker.receipts import Consumer
+from worker.receipts import Tools as ReceiptTools
 from worker.scopes import Scopes
 from worker.senders import Senders
 from worker.tick import Pulse
@@ -73,6 +77,7 @@ FIRST: Final = 393331000000
 RUN: Final = "r1"
 IDLE_MAX: Final = 5
 PATIENCE: Final = 5
+READS_MAX: Final = 50  # between two ticks; ten recipients take five
 # How long each turn of a drain is followed by nothing: a lease, the archive's 30 s, back-offs.
 WAITS_MS: Final = (1_000, 11_000, 11_000, 31_000, 11_000, 31_000, 61_000, 11_000, 700_000,
                    11_000, 1_100_000, 11_000, 90_000_000, 11_000)  # fmt: skip
@@ -114,7 +119,8 @@ for _, key in ipairs(redis.call('KEYS', P .. 'job:*')) do
   if kind == 'zset' then set(key)
   elseif kind == 'hash' then hash(key, {'scheduled_ms', 'expires_ms', 'bucket_ms', 'speed_at'}) end
 end
-for _, pair in ipairs({{P .. 'ready', 'workers'}, {P .. 'outcomes', 'archive'}}) do
+for _, pair in ipairs({{P .. 'ready', 'workers'}, {P .. 'outcomes', 'archive'},
+                        {'{hooks}:inbox', 'receipts'}}) do
   local ok, pending = pcall(redis.call, 'XPENDING', pair[1], pair[2], '-', '+', 1000)
   if ok and not pending.err then
     for _, p in ipairs(pending) do
@@ -139,11 +145,19 @@ class SteppedPool(Pool):
     def __init__(self, life: Life, tools: Tools, slots: int) -> None:
         super().__init__(tools, slots)
         self._life = life
+        self._reads = 0
 
     async def _room(self, shard: int) -> None:
         if not self._t.pulse.may_claim(shard):
             self._life.on_idle()
         await super()._room(shard)
+
+    async def _begin(self, shard: int, claims: list[Claim], stop: asyncio.Event) -> None:
+        # What the last tick stopped, and was let go on since, goes round until the next one.
+        self._reads += 1
+        if self._reads % READS_MAX == 0:
+            self._life.on_idle()
+        await super()._begin(shard, claims, stop)
 
 
 class Worker:
@@ -180,7 +194,20 @@ class Worker:
             self.queue, archive, settings, clock, stage.worker_metrics, life.name
         )
         self.publisher = Publisher(self.queue, archive, settings, clock, stage.ids, self.senders)
-        self.cursor = "0-0"
+        self.consumer = Consumer(
+            ReceiptTools(
+                self.queue,
+                stage.new_inbox(),
+                stage.receipts,
+                self.senders,
+                scopes,
+                clock,
+                stage.worker_metrics,
+                tools.opaque_key,
+            ),
+            life.name,
+        )
+        self.cursor = self.hooks_cursor = "0-0"
         self.has_started = self.has_left = False
 
     async def start(self) -> None:
@@ -216,6 +243,23 @@ class Worker:
 
     async def take_over(self) -> None:
         self.cursor = await self.writer.take_over(0, self.cursor, asyncio.Event())
+
+    async def hear(self) -> None:
+        """Work webhooks off until there are none."""
+        idle = self.life.on_idle
+        await self.consumer.follow(self._until_idle())
+        self.life.on_idle = idle  # of the step beside which this was done
+
+    async def glance(self) -> None:
+        """Read webhooks, and go no further."""
+        await self.consumer._t.inbox.read(self.life.name, 32, 0, given=False)
+
+    async def hear_for_the_dead(self) -> None:
+        stop = asyncio.Event()
+        self.hooks_cursor = await self.consumer.take_over(self.hooks_cursor, stop)
+
+    async def sweep(self) -> None:
+        await self.consumer.sweep()
 
     async def marks(self) -> None:
         await self.writer.raise_marks(0)
@@ -294,6 +338,7 @@ class Stage:
         stack.push_async_callback(made.close)
         self.pool = PlainPool(made, self.world)
         self.archive = FaultyArchive(made, self.world)
+        self.receipts = FaultyReceipts(made, self.world)
         self._pattern = Queue(self.settings, [self.client], [self.client], self.client)
         self._visitors = Visitors(self._pattern, self.settings, self.ids)
         self.client.scripts = {script.sha: script.name for script in self.scripts()}
@@ -325,6 +370,10 @@ class Stage:
             self.notes.append(("log", f"{event['event']}: {sys.exc_info()[1]!r}"))
         raise structlog.DropEvent
 
+    def new_inbox(self) -> Inbox:
+        """Return the door of webhooks as a new process would open it."""
+        return Inbox(self.client, self.client, self.tuned, self.clock)
+
     # -- one run -----------------------------------------------------------------------------
 
     async def reset(self, plan: dict[int, Kind]) -> None:
@@ -335,6 +384,7 @@ class Stage:
         await self.redis.flushdb()
         await self.pool.execute(
             "DELETE FROM campaign_logs; DELETE FROM bulk_jobs; DELETE FROM audit_log;"
+            "DELETE FROM early_receipts;"
             "UPDATE senders SET state = 'active', why = '', until_ms = 0, version = 1;"
         )
         await self.redis.hset(keys.gate(0), mapping={"born": "b1", "run": RUN})
@@ -354,7 +404,8 @@ class Stage:
         self.unknown_max = self.again_max = self.submits = 0
         self.deeds: list[Callable[[], Awaitable[None]]] = []
         self.depth = 0
-        self.has_operator = False
+        self.has_operator = self.has_hooks = False
+        self.said: dict[tuple[str, int], set[str]] = {}
         self.asked_max = 0
         self.world.begin(plan)
 
@@ -460,7 +511,7 @@ class Stage:
         woken = await self._wake()
         for worker in self.live():
             for act in (worker.tick, worker.look, worker.take, worker.write, worker.take_over,
-                        worker.marks, worker.refresh):  # fmt: skip
+                        worker.marks, worker.refresh, *self._hook_acts(worker)):  # fmt: skip
                 await self.step(worker.life, act())
                 # Who was reaped by this tick goes on beside whoever takes its claims.
                 woken += await self._wake()
@@ -468,6 +519,11 @@ class Stage:
                     break
         for life in woken:
             await self._finish(life)
+
+    def _hook_acts(self, worker: Worker) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        if not self.has_hooks:
+            return []
+        return [worker.hear, worker.hear_for_the_dead, worker.write, worker.sweep]
 
     async def step_aside(self, worker: Worker, act: Coroutine[Any, Any, Any]) -> None:
         """Let a worker do something beside the step it is in."""
@@ -575,6 +631,8 @@ class Stage:
         """Tell whether every job has ended in PostgreSQL and nothing is on its way."""
         if await self.pool.fetchval(_OPEN) or await self.redis.xlen(keys.outcomes(0)):
             return False
+        if self.has_hooks and not await is_worked_off(self):
+            return False
         return not await self.redis.xlen(keys.ready(0))
 
     async def drain(self) -> None:
@@ -622,6 +680,7 @@ class Stage:
             "clock": self.clock,
             "ids": self.ids,
             "queue": queue,
+            "inbox": self.new_inbox(),
             "archive": self.archive,
             "visitors": Visitors(queue, self.settings, self.ids),
             "hub": Hub(queue, self.settings, self.clock, self.api_metrics),
