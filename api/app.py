@@ -99,6 +99,8 @@ async def open_resources(
     stack.push_async_callback(inbox.close)
     pool = await open_postgres(settings)
     stack.push_async_callback(pool.close)
+    if settings.whatsapp_app_secret:
+        metrics.webhooks_total.labels("ok")  # from the start: silence must show
     archive, hub = Archive(pool), Hub(queue, settings, clock, metrics)
     made = Resources(
         settings=settings,
