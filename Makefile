@@ -78,6 +78,10 @@ bench: ## the README's numbers, beside the peers'; ARGS="--quick" or "--only wor
 	@$(DEV)
 	$(BIN)/python -m tests.bench $(ARGS)
 
+profile: ## where a worker's time goes, by function: docs/performance/profile.md
+	@$(DEV)
+	$(BIN)/python -m tests.bench.profiling $(ARGS)
+
 faults: ## faults at every effect, then kills, freezes and cut wires on real stacks: two tables
 	@$(DEV)
 	$(BIN)/python -m tests.faults --jobs $(JOBS) $(ARGS)
@@ -86,7 +90,7 @@ faults: ## faults at every effect, then kills, freezes and cut wires on real sta
 torture: ## the same at the sizes of the night; REAL="--only G4 --seed 7" is some of the second
 	@$(DEV)
 	@.ci/faketime
-	$(BIN)/python -m tests.faults --jobs $(JOBS) --every 1 --doubles 7000 $(ARGS)
+	$(BIN)/python -m tests.faults --jobs $(JOBS) --every 1 --doubles 7000 --examples 5000 $(ARGS)
 	$(BIN)/python -m tests.faults.real --night $(REAL)
 
 deploy-check: ## compose files, Prometheus rules, dashboards; no Docker needed

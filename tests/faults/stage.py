@@ -154,10 +154,10 @@ class SteppedPool(Pool):
 
     async def _begin(self, shard: int, claims: list[Claim], stop: asyncio.Event) -> None:
         # What the last tick stopped, and was let go on since, goes round until the next one.
+        await super()._begin(shard, claims, stop)
         self._reads += 1
         if self._reads % READS_MAX == 0:
             self._life.on_idle()
-        await super()._begin(shard, claims, stop)
 
 
 class Worker:
