@@ -14,7 +14,7 @@ REAL ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-fast test-all test-openapi test-browser lint types contracts shape \
-  check bench faults torture deploy-check migrate lock clean format
+  check bench profile faults torture deploy-check migrate lock clean format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' Makefile

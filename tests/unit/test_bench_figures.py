@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tests.bench import figures, page
+from tests.bench import figures, page, profiling
 from tests.bench.__main__ import OUT, PARTS, README, RESULTS
 from tests.bench.figures import BULLMQ, SAQ, TASKIQ, THIN, Part, Results, Round
 from tests.bench.worker import at_rate
@@ -124,6 +124,14 @@ def test_the_readmes_block_is_replaced_and_nothing_else() -> None:
     once = page.with_block(text, "new")
     assert once == f"before\n{page.START}\nnew\n{page.END}\nafter\n"
     assert page.with_block(once, "new") == once
+
+
+def test_self_time_is_of_the_innermost_function() -> None:
+    stacks = "run (worker/app.py:1);send (worker/graph.py:2) 6\nrun (worker/app.py:1) 2\nx 2\n"
+    times = profiling.self_times(stacks)
+    assert times == [("send (worker/graph.py:2)", 0.6), ("run (worker/app.py:1)", 0.2), ("x", 0.2)]
+    assert profiling.by_library(times) == [("worker", pytest.approx(0.8)), ("no package", 0.2)]
+    assert "| 60.0% | `send (worker/graph.py:2)` |" in profiling.page(times, "So.", "here")
 
 
 def test_every_part_has_its_table() -> None:
