@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web_urldispatcher import MatchInfoError
 
 from api import problems
 from api.auth import PRINCIPAL, Access, Credentials, Principal, check_access
@@ -78,12 +79,32 @@ async def _expect(request: web.Request) -> None:
     """Answer no `100 Continue`: a credential is checked before a byte of the body is asked for."""
 
 
+class _Nowhere(MatchInfoError):  # noqa: N818 - it is no exception, whatever aiohttp calls it
+    """A path or method that there is not."""
+
+    @property
+    def expect_handler(self) -> Callable[[web.Request], Awaitable[None]]:
+        """Return ours: aiohttp's asks for the body, or answers 417 before the gate is reached."""
+        return _expect
+
+
+class _Router(web.UrlDispatcher):
+    """aiohttp's router, whose refusals go through the gate whatever the request expects."""
+
+    async def resolve(self, request: web.Request) -> web.UrlMappingMatchInfo:
+        found = await super().resolve(request)
+        error = found.http_exception
+        return found if error is None else _Nowhere(error)
+
+
 def install(app: web.Application, routes: Iterable[Route]) -> None:
     """Add the routes.
 
     Raises:
         SettingsError: a route declares no policy, or two share a handler.
     """
+    # Its argument for one is deprecated, and nothing took its place.
+    app._router = _Router()  # noqa: SLF001
     known: dict[Handler, Route] = {}
     for route in routes:
         if route.access is None or route.handler in known:
