@@ -16,6 +16,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from api.guard import SECURITY_HEADERS, address_in, name_of
 from api.problems import problem
+from shared.ids import Ids
 from shared.settings import Settings
 
 _SERVER_ERROR: Final = 500
@@ -27,12 +28,14 @@ class Doorway:
     A trusted proxy brings everybody's, so it is not counted; behind one its own limit counts.
 
     Args:
-        settings: CONNECTIONS_PER_IP and TRUSTED_PROXIES.
+        settings: CONNECTIONS_PER_IP and TRUSTED_PROXIES; PUBLIC_URL for refusals.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Begin with nobody inside."""
         self.header_timeout_s = settings.header_timeout_s
+        self.public_url = settings.public_url
+        self.ids = Ids()
         self._most = settings.connections_per_ip
         self._trusted = [
             ipaddress.ip_network(text, strict=False) for text in settings.trusted_proxies
@@ -131,15 +134,20 @@ class Connection(RequestHandler):
     ) -> web.StreamResponse:
         """Return a generic problem and close."""
         del request, message
+        code, detail = "bad_request", "The request is not valid HTTP."
         if status >= _SERVER_ERROR:
             self.log_exception("http.failed", exc_info=exc)
-            told = problem("internal", "Something went wrong on our side.")
-        else:
-            told = problem("bad_request", "The request is not valid HTTP.")
+            code, detail = "internal", "Something went wrong on our side."
+        request_id, public_url = self._doorway.ids.object_id("req"), self._doorway.public_url
+        told = problem(code, detail, public_url=public_url, request_id=request_id)
         response = _Nameless(
             status=told.status,
             body=told.body,
-            headers={**SECURITY_HEADERS, "Content-Type": told.headers["Content-Type"]},
+            headers={
+                **SECURITY_HEADERS,
+                "Content-Type": told.headers["Content-Type"],
+                "X-Request-Id": request_id,
+            },
         )
         response.force_close()
         return response

@@ -76,6 +76,8 @@ async def test_what_is_not_http_is_told_so_and_the_connection_closes(
     answer = await told(api, raw)
     assert answer.split(b" ", 2)[1] in statuses, answer
     assert b"application/problem+json" in answer
+    assert b"\r\nX-Request-Id: req_" in answer
+    assert b'"type":"' + api.made.settings.public_url.encode() + b"/errors/" in answer
     assert SECRET not in answer
     assert b"\r\nServer:" not in answer
     assert answer.count(b"HTTP/") == 1
@@ -149,6 +151,28 @@ async def test_no_body_is_read_before_the_credential(api: Api) -> None:
     answer = await told(api, raw)
     assert answer.split(b" ", 2)[1] == b"401"
     assert b"100 Continue" not in answer
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "status"),
+    [
+        (b"PUT /api/bulk/jobs", b"100-continue", b"405"),
+        (b"PUT /api/bulk/jobs", b"0", b"405"),
+        (b"POST /nothing/here", b"100-continue", b"404"),
+        (b"POST /nothing/here", b"200-ok", b"404"),
+        (b"GET /livez", b"200-ok", b"417"),
+    ],
+    ids=range(5),
+)
+async def test_what_a_request_expects_changes_no_refusal(
+    api: Api, line: bytes, expected: bytes, status: bytes
+) -> None:
+    raw = line + b" HTTP/1.1\r\n" + HOST + b"Connection: close\r\n"
+    answer = await told(api, raw + b"Content-Length: 9\r\nExpect: " + expected + b"\r\n\r\n")
+    assert answer.split(b" ", 2)[1] == status, answer
+    assert b"100 Continue" not in answer
+    assert b"application/problem+json" in answer
+    assert b"X-Request-Id" in answer
 
 
 async def test_slow_clients_are_let_go_and_hold_nobody_up(settings: Settings) -> None:
