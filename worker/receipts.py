@@ -252,7 +252,7 @@ class Consumer:
             sender = self._t.senders.named(place.sender_id)
             if sender is not None:
                 answer = Answer("rejected", code=status.code, details=status.text)
-                await self._t.scopes.act(place.job, sender, decision, answer)
+                await self._t.scopes.insist(place.job, sender, decision, answer)
 
     def _count_odd(self, told: list[Told]) -> None:
         odd: Counter[str] = sum((each.odd for each in told), Counter())

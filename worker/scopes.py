@@ -104,34 +104,53 @@ class Scopes:
             self._away_until_s = self._clock.monotonic() + _AWAY_S
             _log.warning("scope.not_written", error=str(error))
 
-    async def _act(self, job: str, sender: Sender, decision: Decision, answer: Answer) -> None:
+    async def insist(self, job: str, sender: Sender, decision: Decision, answer: Answer) -> None:
+        """Carry out what a webhook tells once, of a job that may have ended.
+
+        Raises:
+            ArchiveError, QueueError: not all was written; ask again.
+        """
+        await self._act(job, sender, decision, answer, is_once=True)
+
+    async def _act(
+        self,
+        job: str,
+        sender: Sender,
+        decision: Decision,
+        answer: Answer,
+        *,
+        is_once: bool = False,
+    ) -> None:
         action, scope = decision.scope_action, decision.scope
         code = str(answer.code) if answer.code is not None else f"http {answer.http_status}"
         if scope == "endpoint":
             self._pulse.park_endpoint(decision.hold_s, decision.hold_max_s)
         elif action == "pause" and scope in ("job", "template"):
-            await self._pause_jobs(job, scope, code)
+            await self._pause_jobs(job, scope, code, is_once=is_once)
         elif action == "slow":
             await self._watch_floor(sender)
         elif action in ("pause", "park"):
-            await self._stop(sender, decision, f"{scope}:{code}")
+            await self._stop(sender, decision, f"{scope}:{code}", is_once=is_once)
 
-    async def _pause_jobs(self, job: str, scope: str, code: str) -> None:
+    async def _pause_jobs(self, job: str, scope: str, code: str, *, is_once: bool) -> None:
         reason = f"{scope}_paused:{code}"
         done = await self._queue.control(job, "pause", by="system", reason=reason)
-        if done.kind != "ok":
-            return
-        _log.error("job.paused", jobId=job, reason=reason)
+        if done.kind == "ok":
+            _log.error("job.paused", jobId=job, reason=reason)
+        elif not is_once:
+            return  # whoever paused it has seen to the others
         others = await self._archive.same_template(job) if scope == "template" else []
         for other in others:
             done = await self._queue.control(other, "pause", by="system", reason=reason)
             if done.kind == "ok":
                 _log.error("job.paused", jobId=other, reason=reason)
 
-    async def _stop(self, sender: Sender, decision: Decision, why: str) -> None:
+    async def _stop(
+        self, sender: Sender, decision: Decision, why: str, *, is_once: bool = False
+    ) -> None:
         async with self._turn:
             # Hundreds may wait here while PostgreSQL is away; each would sit its time-out out.
-            if self._clock.monotonic() < self._away_until_s:
+            if self._clock.monotonic() < self._away_until_s and not is_once:
                 return
             # Twice: a row that changed meanwhile is read again, and decided on again.
             for _ in range(2):

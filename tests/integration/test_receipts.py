@@ -387,6 +387,35 @@ async def test_a_dropped_template_pauses_the_jobs_that_use_it(post: Post) -> Non
     assert resumed.state == "running"
 
 
+async def test_a_dropped_template_pauses_others_when_its_own_job_has_ended(post: Post) -> None:
+    job, other = await post.job(State.SENT, held=True), await post.job(State.INTENT)
+    await post.write()
+    await post.said(status(f"wamid.{job[-6:]}0", "failed", of=(job, 0), code=132015))
+    await post.work()
+    ended, paused = await post.queue.statuses([job, other])
+    assert ended is not None
+    assert paused is not None
+    assert (ended.state, paused.state) == ("completed", "paused")
+
+
+async def test_whom_a_failure_stops_is_stopped_though_it_could_not_be_written_at_first(
+    post: Post, eventually: Eventually
+) -> None:
+    """Told once: it is written before the webhook is done with."""
+    job = await post.job(State.SENT)
+    await post.write()
+    await post.pool.execute("ALTER TABLE senders RENAME TO away")
+    await post.said(status(f"wamid.{job[-6:]}0", "failed", of=(job, 0), code=131048))
+    reading = asyncio.create_task(post.read())
+    await eventually(lambda: post.consumer._failures > 0)
+    await post.pool.execute("ALTER TABLE away RENAME TO senders")
+    await asyncio.wait_for(reading, 10)
+    row = await post.archive.sender_by_name_or_id("s1")
+    assert row is not None
+    assert (row.state, row.why) == ("paused", "sender:131048")
+    assert (await post.row(job, 0))["receipt"] == 2
+
+
 async def test_a_dropped_portfolio_stops_its_senders_and_only_when_held(post: Post) -> None:
     for is_held in (False, True):
         job = await post.job(State.SENT, held=is_held)
