@@ -26,8 +26,11 @@ end
 local start, gap, size = num(f.s), num(f.g), num(f.n)
 local base = chunk * num(h[4])
 local length = math.min(num(h[4]), num(h[5]) - base)
+-- Released in what is still to come: the clock went back, and its start may be a day away.
+local is_ahead = num(f.r) > now
+if is_ahead then start = now end
 -- A burst is released with a start that has passed: late is who comes late after the release.
-if gap > 0 and now > math.max(start, num(f.r)) + AHEAD_MS then
+if gap > 0 and (is_ahead or now > math.max(start, num(f.r)) + AHEAD_MS) then
   -- What a bucket did not use in time is lost: a late claim pays again (381 in a second else).
   local s = sender_of(h[2])
   local job_rate, job_bucket = num(h[6]), num(h[7])

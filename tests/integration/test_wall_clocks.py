@@ -11,12 +11,14 @@ from prometheus_client import CollectorRegistry
 
 from shared.clock import Clock
 from shared.metrics import WorkerMetrics
+from shared.models import Go
 from shared.queue import Queue
 from shared.settings import Settings
 from tests.conftest import replaced
 from tests.e2e.stack import Stack
 from tests.integration.desk import Api, session_of
 from tests.integration.test_people import key_of
+from tests.integration.test_topologies import submit
 from tests.integration.test_worker import numbers
 from worker import app
 from worker.tick import Pulse
@@ -46,6 +48,27 @@ async def test_a_worker_knows_the_time_of_the_server_whatever_its_own_clock_says
     pulse = Pulse(queue, "w", settings, clock, WorkerMetrics(CollectorRegistry()))
     await pulse._tick(0)
     assert abs(pulse.server_ms(0) - Clock().now_ms()) < 500
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("rate", [0.0, 50.0])
+async def test_what_was_released_before_the_servers_clock_went_back_starts_now(
+    queue: Queue, rate: float
+) -> None:
+    await queue.prepare(0)
+    await queue.sender(0, "s", version=1, rate=rate, burst=0, paused=False, why="")
+    await submit(queue)
+    assert (await queue.tick(0, "w", slots=1)).now_ms
+    raw, key = queue._commands[0], "{s0}:ready"
+    [(entry, fields)] = await raw.xrange(key)
+    for name in (b"r", b"s"):
+        fields[name] = int(fields[name]) + DAY_MS
+    await raw.xdel(key, entry)
+    await raw.xadd(key, fields)
+    [claim] = await queue.claim(0, "w", 1, 100)
+    [begun] = await queue.begin("w", [claim])
+    assert isinstance(begun, Go)
+    assert begun.start_ms - begun.now_ms < 1000
 
 
 async def test_a_worker_whose_clock_is_a_day_ahead_sends_what_has_a_deadline_today(
