@@ -503,7 +503,7 @@ async def test_a_failure_after_sent_is_shown_with_its_code(post: Post) -> None:
 WORDS = ("sent", "failed", "delivered", "read", "played")
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 async def test_any_order_repeats_and_two_consumers_end_the_same(post: Post, seed: int) -> None:
     """I13: what a job's receipts come to depends on what was said, and on nothing else."""
     random = Random(seed)  # noqa: S311 - repeatable
