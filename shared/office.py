@@ -5,7 +5,7 @@ Users, keys, senders, suppressions, the switch and the audit log. Nothing here i
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
@@ -361,6 +361,34 @@ class Office:
             row = _suppression(await connection.fetchrow(SQL["suppression_of"], phone, scope))
             await _note(connection, act._replace(object=row.id))
         return row, done == "INSERT 0 1"
+
+    @guarded
+    async def suppress_all(
+        self, act: Act, entries: Sequence[tuple[str, int]], scope: str, reason: str, source: str
+    ) -> int:
+        """Put many numbers on the list in one transaction; return how many were not there.
+
+        Args:
+            act: for the audit log; its reason becomes their number.
+            entries: id and number of each.
+            scope: of all.
+            reason: of all.
+            source: of all.
+        """
+        entry_ids, phones = [each[0] for each in entries], [each[1] for each in entries]
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(SQL["lock_suppressions"], _LOCK)
+            new = await connection.fetch(
+                SQL["add_suppressions"], entry_ids, phones, scope, reason, source, act.actor
+            )
+            await _note(connection, act._replace(reason=f"{len(new)} new"))
+        return len(new)
+
+    @guarded
+    async def suppression(self, phone: int, scope: str) -> ListedSuppression | None:
+        """Return the entry in force of a number and scope."""
+        row = await self._pool.fetchrow(SQL["suppression_of"], phone, scope)
+        return None if row is None else _suppression(row)
 
     @guarded
     async def lift(self, act: Act, entry_id: str) -> None:

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from getpass import getpass
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import cyclopts
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from api import passwords
+from api.cli.acts import ACTOR, ids, print_line, show, with_archive, with_stores
 from api.keyring import cut_key
 from api.sessions import Visitors
 from api.weak import refuse_weak
-from shared import connect, settings
-from shared.archive import Archive, KeyRow, SenderRow
+from shared import settings
+from shared.archive import Archive, KeyRow, SenderRow, UserRow
 from shared.clock import Clock
 from shared.errors import InvalidError, NotFoundError, RequestError
-from shared.ids import Ids
+from shared.office import Act, Office, UserChange
 from shared.queue import Queue
 from shared.sealing import Sealing
 
-_ACTOR: Final = "cli"
 _DAY_MS: Final = 86_400_000
-_T = TypeVar("_T")
 Scope = Literal["read", "send", "admin"]
-_ids: Final = Ids()
 
 user = cyclopts.App(name="user", help="People who may log in.")
 key = cyclopts.App(name="key", help="API keys.")
@@ -60,13 +53,13 @@ def user_add(
     password = _password(stdin=stdin, file=file)
 
     async def act(archive: Archive) -> str:
-        made = str(_ids.user_id())
+        made = str(ids.user_id())
         hashed = await passwords.hash_password(password)
         await archive.add_user(made, email.strip().lower(), hashed, "admin" if admin else "user")
-        await archive.audit(_ACTOR, "user.add", made, "ok")
+        await archive.audit(ACTOR, "user.add", made, "ok")
         return made
 
-    _print(_with(act))
+    print_line(with_archive(act))
 
 
 @user.command(name="list")
@@ -76,8 +69,8 @@ def user_list(*, json: bool = False) -> None:
     Args:
         json: one JSON document.
     """
-    rows = _with(lambda archive: archive.list_users())
-    _show(
+    rows = with_archive(lambda archive: archive.list_users())
+    show(
         ["id", "email", "role", "disabled"],
         [[row.id, row.email, row.role, row.disabled] for row in rows],
         json=json,
@@ -94,21 +87,71 @@ def user_passwd(email: str, /, *, stdin: bool = False, file: Path | None = None)
         file: read the password from a file.
     """
     password = _password(stdin=stdin, file=file)
-    made = settings.load()
 
     async def act(archive: Archive) -> None:
-        row = await archive.user_by_email(email.strip().lower())
-        if row is None:
-            raise NotFoundError
+        row = await _user_of(archive, email)
         await archive.set_password(row.id, await passwords.hash_password(password))
-        queue = await Queue.open(made)
-        try:
-            await Visitors(queue, made, _ids).close_all(row.id)
-        finally:
-            await queue.close()
-        await archive.audit(_ACTOR, "user.passwd", row.id, "ok")
+        await _end_sessions(row.id)
+        await archive.audit(ACTOR, "user.passwd", row.id, "ok")
 
-    _with(act)
+    with_archive(act)
+
+
+@user.command(name="role")
+def user_role(email: str, role: Literal["user", "admin"], /) -> None:
+    """Make a user an admin, or an admin a user; it counts within a second.
+
+    Args:
+        email: whose.
+        role: what he is from now on.
+    """
+    _change(email, "user.role", UserChange(role=role))
+
+
+@user.command(name="disable")
+def user_disable(email: str, /) -> None:
+    """Lock a user out: his sessions and keys end at once; his jobs go on.
+
+    Args:
+        email: whom.
+    """
+    _change(email, "user.disable", UserChange(disabled=True), ends=True)
+
+
+@user.command(name="enable")
+def user_enable(email: str, /) -> None:
+    """Let a user in again.
+
+    Args:
+        email: whom.
+    """
+    _change(email, "user.enable", UserChange(disabled=False))
+
+
+def _change(email: str, action: str, change: UserChange, *, ends: bool = False) -> None:
+    async def act(archive: Archive, office: Office) -> None:
+        row = await _user_of(archive, email)
+        await office.change_user(Act(ACTOR, action, row.id), row.id, change)
+        if ends:
+            await _end_sessions(row.id)
+
+    with_stores(act)
+
+
+async def _user_of(archive: Archive, email: str) -> UserRow:
+    row = await archive.user_by_email(email.strip().lower())
+    if row is None:
+        raise NotFoundError
+    return row
+
+
+async def _end_sessions(user_id: str) -> None:
+    made = settings.load()
+    queue = await Queue.open(made)
+    try:
+        await Visitors(queue, made, ids).close_all(user_id)
+    finally:
+        await queue.close()
 
 
 @key.command(name="create")
@@ -128,12 +171,10 @@ def key_create(
         scope: what it may do; repeat for several.
         days: until it ends; 0 = never.
     """
-    key_id, text = cut_key(_ids)
+    key_id, text = cut_key(ids)
 
     async def act(archive: Archive) -> None:
-        row = await archive.user_by_email(email.strip().lower())
-        if row is None:
-            raise NotFoundError
+        row = await _user_of(archive, email)
         if "admin" in scope and row.role != "admin":
             raise RequestError("forbidden", "Only an admin's key can have the scope admin.")
         await archive.add_key(
@@ -150,10 +191,10 @@ def key_create(
                 disabled=False,
             )
         )
-        await archive.audit(_ACTOR, "key.create", key_id, "ok")
+        await archive.audit(ACTOR, "key.create", key_id, "ok")
 
-    _with(act)
-    _print(text)
+    with_archive(act)
+    print_line(text)
 
 
 @key.command(name="list")
@@ -168,16 +209,14 @@ def key_list(email: str | None = None, /, *, json: bool = False) -> None:
     async def act(archive: Archive) -> list[KeyRow]:
         if email is None:
             return await archive.list_keys(None)
-        row = await archive.user_by_email(email.strip().lower())
-        if row is None:
-            raise NotFoundError
+        row = await _user_of(archive, email)
         return await archive.list_keys(row.id)
 
-    _show(
+    show(
         ["id", "user", "name", "scopes", "ends_with", "expires_ms", "revoked"],
         [
             [k.id, k.user_id, k.name, " ".join(k.scopes), k.last4, k.expires_at_ms, k.revoked]
-            for k in _with(act)
+            for k in with_archive(act)
         ],
         json=json,
     )
@@ -194,9 +233,9 @@ def key_revoke(key_id: str, /) -> None:
     async def act(archive: Archive) -> None:
         if not await archive.revoke_key(key_id):
             raise NotFoundError
-        await archive.audit(_ACTOR, "key.revoke", key_id, "ok")
+        await archive.audit(ACTOR, "key.revoke", key_id, "ok")
 
-    _with(act)
+    with_archive(act)
 
 
 @sender.command(name="add")
@@ -238,7 +277,7 @@ def sender_add(
     async def act(archive: Archive) -> str:
         before = await archive.sender_by_name_or_id(name)
         row = SenderRow(
-            id=before.id if before else _ids.object_id("snd"),
+            id=before.id if before else ids.object_id("snd"),
             name=name,
             phone_number_id=phone_number_id,
             token_sealed=sealed,
@@ -253,10 +292,10 @@ def sender_add(
             or await archive.default_sender() is None,
         )
         await archive.add_sender(row)
-        await archive.audit(_ACTOR, "sender.add", row.id, "ok")
+        await archive.audit(ACTOR, "sender.add", row.id, "ok")
         return row.id
 
-    _print(_with(act))
+    print_line(with_archive(act))
 
 
 @sender.command(name="list")
@@ -267,7 +306,7 @@ def sender_list(*, json: bool = False) -> None:
         json: one JSON document.
     """
     usual = settings.load().default_rate
-    _show(
+    show(
         ["id", "name", "phone_number_id", "rate", "shard", "state", "why", "default"],
         [
             [
@@ -280,7 +319,7 @@ def sender_list(*, json: bool = False) -> None:
                 row.why,
                 row.is_default,
             ]
-            for row in _with(lambda archive: archive.senders())
+            for row in with_archive(lambda archive: archive.senders())
         ],
         json=json,
     )
@@ -299,9 +338,9 @@ def sender_rate(name: str, rate: float | Literal["default"], /) -> None:
     async def act(archive: Archive) -> None:
         row = await _sender_of(archive, name)
         await archive.set_rate(row.id, value)
-        await archive.audit(_ACTOR, "sender.rate", row.id, "ok")
+        await archive.audit(ACTOR, "sender.rate", row.id, "ok")
 
-    _with(act)
+    with_archive(act)
 
 
 @sender.command(name="token")
@@ -319,9 +358,9 @@ def sender_token(name: str, /, *, stdin: bool = False, file: Path | None = None)
     async def act(archive: Archive) -> None:
         row = await _sender_of(archive, name)
         await archive.add_sender(msgspec.structs.replace(row, token_sealed=sealed))
-        await archive.audit(_ACTOR, "sender.token", row.id, "ok")
+        await archive.audit(ACTOR, "sender.token", row.id, "ok")
 
-    _with(act)
+    with_archive(act)
 
 
 @sender.command(name="pause")
@@ -332,7 +371,7 @@ def sender_pause(name: str, /, *, reason: str = "operator") -> None:
         name: of the sender, or its id.
         reason: shown with its jobs.
     """
-    _with(lambda archive: _set_state(archive, name, "paused", reason))
+    with_archive(lambda archive: _set_state(archive, name, "paused", reason))
 
 
 @sender.command(name="resume")
@@ -342,12 +381,12 @@ def sender_resume(name: str, /) -> None:
     Args:
         name: of the sender, or its id.
     """
-    _with(lambda archive: _set_state(archive, name, "active", ""))
+    with_archive(lambda archive: _set_state(archive, name, "active", ""))
 
 
 async def _set_state(archive: Archive, name: str, state: str, why: str) -> None:
     row = await _sender_of(archive, name)
-    await archive.set_sender_state(row.id, state, why, 0, _ACTOR)
+    await archive.set_sender_state(row.id, state, why, 0, ACTOR)
 
 
 async def _sender_of(archive: Archive, name: str) -> SenderRow:
@@ -381,37 +420,3 @@ def _secret(what: str, *, stdin: bool, file: Path | None) -> str:
     if not text:
         raise InvalidError("bad_format", f"{what}: nothing was given.")
     return text
-
-
-@asynccontextmanager
-async def _archive() -> AsyncIterator[Archive]:
-    pool = await connect.open_postgres(settings.load(), size=1)
-    try:
-        yield Archive(pool)
-    finally:
-        await pool.close()
-
-
-def _with(act: Callable[[Archive], Awaitable[_T]]) -> _T:
-    """Run one act on the archive, from a command."""
-
-    async def run() -> _T:
-        async with _archive() as archive:
-            return await act(archive)
-
-    return asyncio.run(run())
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
-def _show(names: list[str], rows: list[list[object]], *, json: bool) -> None:
-    if json:
-        found = [dict(zip(names, row, strict=True)) for row in rows]
-        _print(msgspec.json.encode(found).decode())
-        return
-    table = Table(*names, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console(highlight=False).print(table)

@@ -112,6 +112,14 @@ INSERT INTO suppressions (id, phone, scope, reason, source, created_by, change)
 VALUES ($1, $2, $3, $4, $5, $6, (SELECT coalesce(max(change), 0) + 1 FROM suppressions))
 ON CONFLICT (phone, scope) WHERE lifted_at IS NULL DO NOTHING;
 
+-- name: add_suppressions
+-- As `add_suppression`, for many; change numbers may have gaps, but no two entries one.
+INSERT INTO suppressions (id, phone, scope, reason, source, created_by, change)
+SELECT n.id, n.phone, $3, $4, $5, $6,
+  (SELECT coalesce(max(change), 0) FROM suppressions) + row_number() OVER ()
+FROM unnest($1::text[], $2::bigint[]) AS n (id, phone)
+ON CONFLICT (phone, scope) WHERE lifted_at IS NULL DO NOTHING RETURNING id;
+
 -- name: lift_suppression
 -- Lifted, never deleted: the copies of the workers must hear of it.
 UPDATE suppressions SET lifted_at = now(),

@@ -1,0 +1,61 @@
+"""What an operator's verbs share: one act on PostgreSQL, then lines or a table on stdout."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from shared import connect, settings
+from shared.archive import Archive
+from shared.ids import Ids
+from shared.office import Office
+
+ACTOR: Final = "cli"
+ids: Final = Ids()
+_T = TypeVar("_T")
+
+
+def with_archive(act: Callable[[Archive], Awaitable[_T]]) -> _T:
+    """Run one act on the archive, from a command."""
+    return with_stores(lambda archive, _office: act(archive))
+
+
+def with_office(act: Callable[[Office], Awaitable[_T]]) -> _T:
+    """Run one act on the office, from a command."""
+    return with_stores(lambda _archive, office: act(office))
+
+
+def with_stores(act: Callable[[Archive, Office], Awaitable[_T]]) -> _T:
+    """Run one act on both doors of PostgreSQL, from a command."""
+
+    async def run() -> _T:
+        pool = await connect.open_postgres(settings.load(), size=1)
+        try:
+            return await act(Archive(pool), Office(pool))
+        finally:
+            await pool.close()
+
+    return asyncio.run(run())
+
+
+def print_line(text: str) -> None:
+    """Print a line of data."""
+    sys.stdout.write(f"{text}\n")
+
+
+def show(names: list[str], rows: list[list[object]], *, json: bool) -> None:
+    """Print rows as a table, or as one JSON document."""
+    if json:
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        print_line(msgspec.json.encode(found).decode())
+        return
+    table = Table(*names, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(highlight=False).print(table)
