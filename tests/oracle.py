@@ -39,6 +39,7 @@ class Line(NamedTuple):
     wamid: str | None
     code: int | None
     where: str = ""
+    at_s: float = 0.0
 
 
 class Accepted(NamedTuple):
@@ -60,7 +61,7 @@ class Evidence(NamedTuple):
         workers: names of workers that are alive.
         refused: idempotency keys whose last answer was a refusal.
         notes: what was seen while the run went on: (invariant, sentence).
-        deadlines: whether recipients may have expired.
+        rate, burst: what the one sender may do; rate 0 when none was set (I9).
     """
 
     accepted: list[Accepted]
@@ -70,6 +71,8 @@ class Evidence(NamedTuple):
     workers: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     notes: tuple[tuple[str, str], ...] = ()
+    rate: float = 0.0
+    burst: float = 0.0
 
 
 class Violation(NamedTuple):
@@ -117,7 +120,22 @@ async def examine(evidence: Evidence, redis: Redis, pool: Any) -> list[Violation
         text = f"{again} second copies, resend allows {evidence.again_max}"
         found.append(Violation("I2", text))
     found += await _nothing_left(evidence, redis, pool)
+    found += _paced(evidence)
     return _few(found)
+
+
+def _paced(evidence: Evidence) -> list[Violation]:
+    """I9: in no window more calls than the rate allows, by the ledger's clock."""
+    if not evidence.rate:
+        return []
+    at, found = [line.at_s for line in evidence.ledger], []
+    for i, first in enumerate(at):
+        for j in range(i, len(at)):
+            calls, most = j - i + 1, evidence.rate * (at[j] - first) + evidence.burst
+            if calls > most + 0.01:
+                words = f"{calls} calls in {at[j] - first:.3f} s, at most {most:.1f}"
+                found.append(Violation("I9", words))
+    return found
 
 
 def _few(found: Iterable[Violation]) -> list[Violation]:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from shared.settings import Settings
 from tests.conftest import SECRET
-from tests.faults.scenarios import SCENARIOS
+from tests.faults.scenarios import SCENARIOS, TIMED
 from tests.faults.stage import Stage
 from tests.faults.story import Story
 from tests.faults.world import KINDS, Effect, Gone, Kind, Loop, Stuck, World, task_factory
@@ -127,7 +127,7 @@ class Enumeration:
         plan = plan or {}
         self.runs += 1
         self._do(self.stage.reset(plan))
-        trouble = self._play(SCENARIOS[scenario](self.stage))
+        trouble = self._play({**SCENARIOS, **TIMED}[scenario](self.stage))
         self.bury()
         violations = self._do(self.stage.verdict())
         return Run(scenario, plan, self.world.trace, self.world.fired, [*trouble, *violations])

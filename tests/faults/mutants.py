@@ -123,6 +123,16 @@ def _looked_up_only(enumeration: Enumeration, _patch: pytest.MonkeyPatch) -> Non
     enumeration.execute("DROP INDEX bulk_jobs_idempotency")
 
 
+def _paced_by_its_own_clock(_enumeration: Enumeration, patch: pytest.MonkeyPatch) -> None:
+    run = executor.Executor.run
+
+    async def mine(self: executor.Executor) -> None:
+        self._go = msgspec.structs.replace(self._go, now_ms=self._t.clock.now_ms())
+        await run(self)
+
+    patch.setattr(executor.Executor, "run", mine)
+
+
 MUTANTS: Final = (
     Mutant(1, "an unknown recipient is sent again under hold", _sent_again,
            ("reap:",), frozenset({"I2"})),
@@ -141,6 +151,8 @@ MUTANTS: Final = (
     Mutant(7, "a length trim on a work stream",
            _script("", "P .. 'outcomes', '*'", "P .. 'outcomes', 'MAXLEN', 2, '*'"),
            ("send:",), frozenset({"I1", "I5"})),
+    Mutant(8, "the bucket uses the worker's clock", _paced_by_its_own_clock,
+           ("rate:",), frozenset({"I9"})),
     Mutant(9, "the pause is read once a claim", _paused_once_a_claim,
            ("pause:",), frozenset({"I10"})),
     Mutant(10, "a receipt can move down", _moved_down, ("webhook:",), frozenset({"I13"})),

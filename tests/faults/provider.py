@@ -26,6 +26,9 @@ NO_ANSWER: Reply = (-1, {})
 class Provider:
     """Graph as a witness.
 
+    Args:
+        now_s: the clock of its ledger.
+
     Attributes:
         ledger: every request that reached it, in order.
         script: phone → its replies, one a request; after the last it accepts.
@@ -33,7 +36,8 @@ class Provider:
         hooks: request number → what happens elsewhere before its answer arrives.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
         self.reset()
 
     def reset(self) -> None:
@@ -58,8 +62,9 @@ class Provider:
         code = None if is_taken else reply["error"]["code"]
         verdict = "accepted" if is_taken else "refused"
         line = Line(
-            len(self.ledger), phone, job, int(position), int(attempt), verdict, wamid, code, where
-        )
+            len(self.ledger), phone, job, int(position), int(attempt), verdict, wamid, code, where,
+            self._now_s(),
+        )  # fmt: skip
         self.ledger.append(line)
         if status < 0:
             self.doubtful += 1

@@ -306,6 +306,15 @@ async def webhook(stage: Stage) -> None:
     await post.judge(stage, job)
 
 
+async def rate(stage: Stage) -> None:
+    """A sender keeps its rate, though the clock of its workers is minutes ahead."""
+    stage.worker_clock.off_ms = 150_000
+    await stage.pace(8.0)
+    await stage.worker()
+    await stage.submit(10)
+    await stage.drain()
+
+
 SCENARIOS: Final[dict[str, Scenario]] = {
     story.__name__: story
     for story in (
@@ -314,3 +323,5 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         lost_job, webhook,
     )
 }  # fmt: skip
+# Their effects depend on the clock of the server too: not for counting, nor for a fault at each.
+TIMED: Final[dict[str, Scenario]] = {"rate": rate}

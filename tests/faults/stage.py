@@ -36,6 +36,7 @@ from api.switch import Switch
 from shared import keys, logs
 from shared.archive import Archive, SenderRow
 from shared.batch import Batch
+from shared.clock import Clock
 from shared.errors import ArchiveError, QueueError
 from shared.ids import Ids
 from shared.inbox import Inbox
@@ -164,7 +165,7 @@ class Worker:
     """One worker process, taken step by step."""
 
     def __init__(self, stage: Stage, life: Life) -> None:
-        settings, clock = stage.tuned, stage.clock
+        settings, clock = stage.tuned, stage.worker_clock
         self.life = life
         self.stage = stage
         self.queue = stage.new_queue()
@@ -306,7 +307,9 @@ class Stage:
         self.settings = settings
         self.world = world
         self.clock = WorldClock(world)
-        self.provider = Provider()
+        self.worker_clock = WorldClock(world)
+        # While a server is asked only the machine's clock goes on, and the bucket's with it.
+        self.provider = Provider(lambda: world.loop.time() + Clock().monotonic())
         self.sealing = Sealing(settings.bulk_secret_key)
         self.worker_metrics = WorkerMetrics(CollectorRegistry())
         self.api_metrics = ApiMetrics(CollectorRegistry())
@@ -385,7 +388,7 @@ class Stage:
         await self.pool.execute(
             "DELETE FROM campaign_logs; DELETE FROM bulk_jobs; DELETE FROM audit_log;"
             "DELETE FROM early_receipts;"
-            "UPDATE senders SET state = 'active', why = '', until_ms = 0, version = 1;"
+            "UPDATE senders SET state = 'active', why = '', until_ms = 0, version = 1, rate = 0;"
         )
         await self.redis.hset(keys.gate(0), mapping={"born": "b1", "run": RUN})
         self.provider.reset()
@@ -397,6 +400,8 @@ class Stage:
         self.zombies: list[Life] = []
         self.lives: list[Life] = []
         self.accepted: list[Accepted] = []
+        self.worker_clock.off_ms = 0
+        self.rate = 0.0
         self.answered: dict[str, Accepted] = {}
         self.doubtful: set[str] = set()
         self.refused: set[str] = set()
@@ -545,6 +550,11 @@ class Stage:
             "UPDATE senders SET state = 'active', why = '', until_ms = 0, version = version + 1"
             " WHERE state <> 'active'"
         )
+
+    async def pace(self, rate: float) -> None:
+        """Give the sender a rate, in messages a second."""
+        self.rate = rate
+        await self.pool.execute("UPDATE senders SET rate = $1, version = version + 1", rate)
 
     async def fill(self, *, is_full: bool) -> None:
         """Let Redis have no memory left, or as much as it likes."""
@@ -817,8 +827,18 @@ class Stage:
             workers=frozenset(w.life.name for w in self.live()),
             refused=frozenset(self.refused),
             notes=tuple(self.notes),
+            rate=self.rate,
+            burst=self._burst(),
         )
         return await examine(evidence, self.redis, self.pool)
+
+    def _burst(self) -> float:
+        """Return what may leave at once: who stood still may also send what it had in hand."""
+        # One more: the bucket's clock goes on while ours stands still.
+        burst = max(1.0, 0.25 * self.rate) + 1
+        if any(life.was_frozen for life in self.lives):
+            burst += 1.2 * self.rate + 2 * self.tuned.bulk_batch_size
+        return burst
 
     def _doubtful(self) -> int:
         lost = sum(

@@ -21,3 +21,10 @@ def test_a_mutant_is_caught(enumeration: Enumeration, mutant: Mutant) -> None:
         )
     found = {violation.invariant for run in runs for violation in run.violations}
     assert found & mutant.invariants, f"{mutant.what} goes unseen: {found}"
+
+
+def test_a_sender_keeps_its_rate_whatever_the_clock_of_its_workers(
+    enumeration: Enumeration,
+) -> None:
+    run = enumeration.run("rate")
+    assert not run.violations, str(run)

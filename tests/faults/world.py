@@ -662,13 +662,18 @@ class FaultyGraph:
 
 
 class WorldClock(Clock):
-    """The loop's clock for durations; the machine's for the epoch, which the servers share."""
+    """The loop's clock for durations; the machine's for the epoch, which the servers share.
+
+    Attributes:
+        off_ms: how far a process's epoch is from theirs.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.off_ms = 0
 
     def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
+        return time.time_ns() // 1_000_000 + self.off_ms
 
     def monotonic(self) -> float:
         return self._world.loop.time()
