@@ -25,6 +25,8 @@ from worker.senders import Senders
 from worker.webhooks import Told, Wish, read
 
 _COUNT: Final = 32  # bodies at once; each may hold a thousand statuses
+_COUNT_BEHIND: Final = 500  # when as many were waiting and they were small
+_SMALL_BYTES: Final = 262_144  # all of them together
 _BLOCK_MS: Final = 500
 _AT_ONCE_MAX: Final = 1000  # statuses of one transaction
 _STALE_EVERY_S: Final = 5.0
@@ -84,15 +86,17 @@ class Consumer:
 
     async def follow(self, stop: asyncio.Event) -> None:
         """Read and work off until `stop`."""
-        is_lost = False
+        count, is_lost = _COUNT, False
         while not stop.is_set():
             try:
-                hooks = await self._t.inbox.read(self._name, _COUNT, _BLOCK_MS, given=is_lost)
+                hooks = await self._t.inbox.read(self._name, count, _BLOCK_MS, given=is_lost)
             except QueueError as error:
                 # The reply may have been on its way: what it gave is read again first.
                 is_lost = True
                 await self._pause(error)
                 continue
+            is_small = sum(len(hook.body) for hook in hooks) < _SMALL_BYTES
+            count = _COUNT_BEHIND if len(hooks) == count and is_small else _COUNT
             # What cannot be written stays given; it must not be read again for ever.
             hooks = [hook for hook in hooks if hook.entry not in self._aside]
             await self._work_off(hooks, stop)
