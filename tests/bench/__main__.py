@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from shared.embedded import valkey
+from shared.errors import DrumbeatError
 from tests.bench import accept, costs, live, machine, memory, page, recovery, scaling, worker
 from tests.bench.contest import PEERS, STREAQ_PEER, ready
 from tests.bench.figures import Part, Results, Round, faults, ratios
@@ -65,7 +66,7 @@ async def measure(rig: Rig, name: str, asked: Asked) -> Part:
         async for done in PARTS[name](rig, asked):
             rounds.append(done)
             say(line_of(name, done))
-    except StalledError as error:
+    except (StalledError, DrumbeatError, OSError) as error:
         say(f"{name}: broke off: {error}")
     told = {"rounds": asked.rounds, "messages": asked.messages}
     return Part(now(), told, rounds)
@@ -121,7 +122,9 @@ def read(out: Path) -> Results:
 
 
 def keep(name: str, part: Part, out: Path) -> None:
-    """Merge a part into what was measured before."""
+    """Merge a part into what was measured before; one without a round changes nothing."""
+    if not part.rounds:
+        return
     results = read(out)
     results.parts[name] = part
     results.parts = {each: results.parts[each] for each in PARTS if each in results.parts}
@@ -143,7 +146,8 @@ def main() -> int:
     parser.add_argument("--render", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, default=OUT, help="another folder, for a trial")
     words = parser.parse_args()
-    names = words.only.split(",") if words.only else list(PARTS)
+    quick = [name for name in PARTS if name != "memory"]
+    names = words.only.split(",") if words.only else quick if words.quick else list(PARTS)
     if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"no such part: {', '.join(unknown)}")
     asked = Asked(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -100,9 +101,8 @@ async def accepting(rig: Rig, asked: Asked) -> AsyncIterator[Round]:
                 yield await add_bulk(rig, far, turn)
 
 
-async def until_ready(is_so: object, within_s: float, every_s: float) -> None:
+async def until_ready(is_so: Callable[[], Any], within_s: float, every_s: float) -> None:
     """Wait as the stack's `eventually` does."""
-    assert callable(is_so)
     await until(is_so, within_s, "the API is ready", every_s)
 
 

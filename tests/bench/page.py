@@ -127,7 +127,8 @@ TABLES: Final[dict[str, Table]] = {
     "costs": Table(
         "Size and number of jobs, number of senders",
         "The same 50,000 messages, spread over jobs and senders (no rate, one worker): a message "
-        "must not cost more for it.",
+        "must not cost more for it. 100 and 1,000 senders have the 1,000 jobs of 50 among them, and "
+        "are held against the 1,000 jobs of one.",
         _SENT[:4],
         ("costs",),
     ),

@@ -171,7 +171,6 @@ class Reading(msgspec.Struct):
     postgres_s: float
     busy_s: float
     commands: int
-    at_s: float
 
     def cost(self, after: Reading, count: int) -> dict[str, float | None]:
         """Return what `count` messages took since this reading; of the machine, all others' too."""
@@ -202,7 +201,6 @@ async def read_meters(workers: list[int], valkey: Valkey, postgres: int = 0) -> 
         postgres_s=machine.cpu_s(postgres) if postgres else 0.0,
         busy_s=machine.busy_s(),
         commands=commands,
-        at_s=Clock().monotonic(),
     )
 
 
@@ -262,8 +260,11 @@ class System:
 
     async def are_over(self, jobs: list[str]) -> bool:
         """Tell whether jobs have ended, in the archive too."""
-        rows = [await self.stack.archive.job(job, None) for job in jobs]
-        return all(row is not None and row.state == "completed" for row in rows)
+        for job in jobs:
+            row = await self.stack.archive.job(job, None)
+            if row is None or row.state != "completed":
+                return False
+        return True
 
     async def send(self, jobs: list[str], count: int) -> dict[str, float | None]:
         """Release `jobs` of `count` recipients; return what sending, recording and logging took."""
