@@ -472,7 +472,7 @@ def _invalid(text: str) -> InvalidError:
         return InvalidError("unknown_field", "The body has a field that is not offered.", [fault])
     if "missing required" in sentence:
         sentence = "This field is required."
-    elif sentence.startswith("Invalid value"):
+    elif sentence.startswith(("Invalid value", "Invalid enum value")):
         sentence = "This value is not one of those offered."
     return InvalidError(
         "validation_failed",
