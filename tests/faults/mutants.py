@@ -5,13 +5,15 @@ Each changes one line or one script for as long as it lasts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import pytest
 
+from api import hub, stream
+from api.hub import Hub, Subscription
 from shared import archive
 from shared.models import Reported
 from shared.queue import Queue
@@ -162,6 +164,30 @@ MUTANTS: Final = (
            _script("tick", "calm = now + lease end", "end"), ("outage:",),
            frozenset({"I6"})),
 )  # fmt: skip
+
+
+@contextmanager
+def snapshot_first() -> Iterator[None]:
+    """Mutant 11: a stream reads the snapshot, then subscribes; of a stream, not of a story."""
+    with pytest.MonkeyPatch.context() as patch:
+        subscribe, look = Hub.subscribe, stream._Stream.look
+
+        def later(self: Hub, job_ids: Iterable[str], *args: Any) -> Subscription:
+            made = subscribe(self, job_ids, *args)
+            for job_id in made.jobs:
+                self._leave(made, job_id)
+            return made
+
+        async def first(self: stream._Stream) -> bool:
+            is_read = await look(self)
+            for job_id in self._subscription.jobs:
+                watch = self._made.hub._watched.setdefault(job_id, hub._Watch())
+                watch.subscriptions.add(self._subscription)
+            return is_read
+
+        patch.setattr(Hub, "subscribe", later)
+        patch.setattr(stream._Stream, "look", first)
+        yield
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from api import progress, stream
 from api.auth import PRINCIPAL, Principal
 from api.client import Event, Parser
 from api.hub import Hub
+from api.progress import order_or_zero
 from api.resources import RESOURCES, Resources
 from api.router import REQUEST_ID, install
 from shared import settings as settings_module
@@ -27,8 +29,9 @@ from shared.embedded.valkey import Valkey
 from shared.errors import DeniedError, DrumbeatError, QueueError, RequestError
 from shared.ids import Ids
 from shared.metrics import ApiMetrics
-from shared.models import Chunk, JobSpec
+from shared.models import Chunk, JobSpec, JobStatus
 from shared.queue import Queue
+from tests.faults.mutants import snapshot_first
 
 Http = TestClient[web.Request, web.Application]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -56,14 +59,14 @@ class Rows(dict[str, JobRow]):
 
 
 @pytest.fixture
-async def queue(valkey: Valkey) -> AsyncIterator[Queue]:
+async def queue(valkey: Valkey, request: pytest.FixtureRequest) -> AsyncIterator[Queue]:
     environ = {
         "REDIS_URL": valkey.url,
         "DATABASE_URL": "postgresql://nobody@127.0.0.1/none",
         "BULK_SECRET_KEY": "0123456789abcdef0123456789abcdef",
         "SSE_INTERVAL_MS": "50",
         "SSE_PER_USER": "2",
-        "SSE_HEARTBEAT_S": "1",
+        "SSE_HEARTBEAT_S": getattr(request, "param", "1"),
         "SSE_SEND_TIMEOUT_S": "1",
     }
     opened = await Queue.open(settings_module.load(environ, None))
@@ -204,6 +207,53 @@ async def test_a_stream_begins_whole_follows_and_closes_after_the_end(
     assert gone.status == 204
     again = await follow(http, f"/realtime/bulk/{job}", second.id)
     assert (await again.next())[0].id == end.id
+
+
+@pytest.fixture
+def paused_between(
+    queue: Queue, hub: Hub, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Let every job be paused, and the hub have read of it, after a stream's first look."""
+    snapshots = hub.snapshots
+
+    def has_read(event: str) -> bool:
+        return order_or_zero(hub._after[0]) >= order_or_zero(event)
+
+    async def then_pause(job_ids: list[str]) -> list[JobStatus | None]:
+        found = await snapshots(job_ids)
+        for job in job_ids:
+            event = (await queue.control(job, "pause", by="u1")).event
+            await eventually(partial(has_read, event))
+        return found
+
+    monkeypatch.setattr(hub, "snapshots", then_pause)
+
+
+async def paused_within_a_second(http: Http, queue: Queue, rows: Rows) -> bool:
+    reader = await follow(http, f"/realtime/bulk/{await submit(queue, rows)}")
+    assert (await reader.next())[1]["state"] == "queued"
+    try:
+        return (await asyncio.wait_for(reader.next(), 1))[1]["state"] == "paused"
+    except TimeoutError:
+        return False
+
+
+# What was missed is found by a heartbeat: here it comes too late.
+@pytest.mark.parametrize("queue", ["60"], indirect=True)
+@pytest.mark.usefixtures("paused_between")
+async def test_what_changes_after_the_first_look_is_told_before_a_heartbeat(
+    http: Http, queue: Queue, rows: Rows
+) -> None:
+    assert await paused_within_a_second(http, queue, rows)
+
+
+@pytest.mark.parametrize("queue", ["60"], indirect=True)
+@pytest.mark.usefixtures("paused_between")
+async def test_a_stream_that_looks_before_it_watches_is_caught(
+    http: Http, queue: Queue, rows: Rows
+) -> None:
+    with snapshot_first():
+        assert not await paused_within_a_second(http, queue, rows)
 
 
 async def test_a_reader_of_the_newest_waits_and_one_from_nowhere_is_reset(
