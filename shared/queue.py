@@ -11,6 +11,7 @@ from redis.asyncio import Connection, Redis
 from redis.exceptions import (
     AskError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -62,6 +63,19 @@ TRIES: Final = 3
 _PAUSES_S: Final = (0.1, 0.5)
 _ELSEWHERE: Final = (ReadOnlyError, MovedError, AskError)
 _REFUSALS: Final = ("OOM", "READONLY", "LOADING", "MISCONF", "NOAUTH", "WRONGPASS", "NOPERM")
+# What scripts and doors use, in a form that changes nothing but the key it is tried on.
+_USED: Final = (
+    "SET KEY 1 EX 10", "GET KEY", "GETRANGE KEY 0 0", "SETRANGE KEY 0 1", "EXISTS KEY",
+    "PERSIST KEY", "PEXPIRE KEY 10000", "EXPIRE KEY 10", "HSET KEY a 1", "HSETNX KEY a 1",
+    "HGET KEY a", "HMGET KEY a", "HGETALL KEY", "HVALS KEY", "HEXISTS KEY a", "HINCRBY KEY a 1",
+    "HDEL KEY a", "SADD KEY a", "SREM KEY a", "SPOP KEY", "SMEMBERS KEY", "SRANDMEMBER KEY",
+    "ZADD KEY 1 a", "ZREM KEY a", "ZCARD KEY", "ZSCORE KEY a", "ZCOUNT KEY 0 1", "ZRANGE KEY 0 0",
+    "ZRANGEBYSCORE KEY 0 1", "ZREMRANGEBYSCORE KEY 0 1", "XADD KEY * a 1", "XLEN KEY",
+    "XRANGE KEY - +", "XREVRANGE KEY + -", "XDEL KEY 1-0", "XACK KEY a 1-0", "XPENDING KEY a",
+    "XGROUP CREATE KEY a 0", "XINFO GROUPS KEY", "XREAD STREAMS KEY 0",
+    "XREADGROUP GROUP a b STREAMS KEY >", "XAUTOCLAIM KEY a b 0 0", "EVAL return 1 KEY",
+    "EVALSHA 0000000000000000000000000000000000000000 1 KEY", "TIME", "INFO", "DEL KEY",
+)  # fmt: skip
 _T = TypeVar("_T")
 _Call = tuple[str, list[Argument]]
 Observe = Callable[[str, float], None]
@@ -670,6 +684,24 @@ class Queue:
                 return await client.set(key, "1", ex=10)
 
             await self._try(act, tries=1)
+
+    async def denied(self, shard: int) -> list[str]:
+        """Return the commands we use and this user may not, sorted.
+
+        Tried on a key of their own that is a string, which most of them refuse to touch; a right
+        is asked for before the type.
+        """
+        client, key = self._commands[shard], f"{keys.tag(shard)}probe"
+
+        async def act() -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            for words in _USED:
+                pipe.execute_command(*(key if word == "KEY" else word for word in words.split()))
+            return list(await pipe.execute(raise_on_error=False))
+
+        said = await self._try(act, tries=1)
+        found = zip(_USED, said, strict=True)
+        return sorted(w.split()[0] for w, answer in found if isinstance(answer, NoPermissionError))
 
     async def server_info(self, shard: int = 0) -> ServerInfo:
         """Return what the server says of itself."""

@@ -8,7 +8,7 @@ import json
 import re
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -67,12 +67,28 @@ def check(*, as_json: Json = False) -> int:
     Args:
         as_json: one JSON document.
     """
+    return report(findings(_nothing), as_json=as_json)
+
+
+def findings(deeper: Callable[[Settings], Awaitable[list[Finding]]]) -> list[Finding]:
+    """Return what is found, and what `deeper` adds where the settings are good enough for it."""
     try:
         given = settings.load()
     except SettingsError as error:
-        found = [Finding("fail", "settings", line, "correct it") for line in str(error).split("\n")]
-    else:
-        found = [*of_settings(given), of_files(_file_limit()), *asyncio.run(_ask(given))]
+        return [Finding("fail", "settings", line, "correct it") for line in str(error).split("\n")]
+
+    async def ask() -> list[Finding]:
+        return [*await _redis(given), *await _postgres(given), *await deeper(given)]
+
+    return [*of_settings(given), of_files(_file_limit()), *asyncio.run(ask())]
+
+
+async def _nothing(_given: Settings) -> list[Finding]:
+    return []
+
+
+def report(found: list[Finding], *, as_json: bool) -> int:
+    """Print findings, a line each or as one document; return the exit code."""
     if as_json:
         sys.stdout.write(msgspec.json.encode([each._asdict() for each in found]).decode() + "\n")
     else:
@@ -208,10 +224,6 @@ def _file_limit() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-async def _ask(given: Settings) -> list[Finding]:
-    return [*await _redis(given), *await _postgres(given)]
-
-
 async def _redis(given: Settings) -> list[Finding]:
     try:
         queue = await Queue.open(given)
@@ -260,12 +272,12 @@ async def _senders(given: Settings, rows: Iterable[SenderRow]) -> list[Finding]:
             continue
         version = row.graph_api_version or given.graph_api_version
         path = f"/{version}/{row.phone_number_id}?fields=id"
-        out.append(of_graph(row.name, *await asyncio.to_thread(_look, given, path, token)))
+        out.append(of_graph(row.name, *await asyncio.to_thread(look, given, path, token)))
     remedy = "`drumbeat sender add NAME --phone-number-id …`, or set WHATSAPP_*"
     return out or [Finding("fail", "sender", "there is none", remedy)]
 
 
-def _look(given: Settings, path: str, token: str) -> tuple[int, int | None]:
+def look(given: Settings, path: str, token: str) -> tuple[int, int | None]:
     """Return Graph's status and code; 0 when nothing came. Redirects are not followed."""
     where = urlsplit(given.graph_base_url)
     kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
