@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Final
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from shared import logs, management
@@ -56,8 +57,7 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         SettingsError: Redis may lose what it is told, or a port is taken.
     """
     clock, ids = Clock(), Ids()
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics(registry)
+    metrics = WorkerMetrics(CollectorRegistry())
     worker = ids.worker_name()
     async with AsyncExitStack() as stack:
         queue = await Queue.open(
@@ -78,24 +78,11 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         senders = Senders(archive, queue, settings, sealing, clock)
         await senders.refresh()
         pulse = Pulse(queue, worker, settings, clock, metrics)
-        client: Callable[..., AbstractAsyncContextManager[Graph]] = GraphClient
-        if settings.graph_client == "thin":
-            client = ThinGraphClient
-        graph = await stack.enter_async_context(
-            client(
-                settings.graph_base_url,
-                limit=min(settings.worker_slots, 64) * settings.bulk_concurrency,
-                connect_timeout_s=settings.graph_connect_timeout_s,
-                timeout_s=settings.graph_timeout_s,
-                keepalive_s=settings.graph_keepalive_s,
-                on_answer=pulse.reached,
-            )
-        )
+        graph = await stack.enter_async_context(_graph(settings, pulse))
         listed = Listed(sealing.derive("suppression"))
         suppressions = Suppressions(archive, listed, clock)
         await suppressions.refresh()
         scopes = Scopes(queue, archive, senders, pulse, clock, waits)
-        refusals = logs.Refusals(logs.get("worker"), clock)
         tools = Tools(
             queue,
             graph,
@@ -106,34 +93,14 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
             clock,
             ids,
             metrics,
-            refusals,
+            logs.Refusals(logs.get("worker"), clock),
             sealing.derive("opaque"),
             scopes.act,
             waits,
             listed,
         )
         slots = Pool(tools, settings.worker_slots)
-        live, ready = checks(queue, archive, slots, pulse, clock)
-        ready["redis"] = management.shown(ready["redis"], metrics.redis_up)
-        ready["postgres"] = management.shown(ready["postgres"], metrics.postgres_up)
-        asked = management.Checks(ready, clock)
-
-        async def probe() -> None:
-            """Set what the checks show: nobody else may ask for readiness."""
-            await asked.run()
-
-        await stack.enter_async_context(
-            management.serve(
-                settings.metrics_host,
-                settings.worker_metrics_port,
-                registry=registry,
-                clock=clock,
-                live=live,
-                ready=ready,
-                token=settings.metrics_token,
-                refresh=probe,
-            )
-        )
+        await stack.enter_async_context(_management(tools, archive, slots))
         for shard in range(queue.shards):
             await queue.prepare(shard)
         _log.info("worker.started", worker=worker, sandbox=settings.is_sandbox)
@@ -149,6 +116,45 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         lists = Lists(Templates(pool), ListReader(settings), senders, clock)
         sides = [writer.run, publisher.run, senders.run, suppressions.run, consumer.run, lists.run]
         await _together(stop, tools, slots, pulse, archive, sides)
+
+
+def _graph(settings: Settings, pulse: Pulse) -> AbstractAsyncContextManager[Graph]:
+    """Return the Graph client that the settings ask for."""
+    client: Callable[..., AbstractAsyncContextManager[Graph]] = (
+        ThinGraphClient if settings.graph_client == "thin" else GraphClient
+    )
+    return client(
+        settings.graph_base_url,
+        limit=min(settings.worker_slots, 64) * settings.bulk_concurrency,
+        connect_timeout_s=settings.graph_connect_timeout_s,
+        timeout_s=settings.graph_timeout_s,
+        keepalive_s=settings.graph_keepalive_s,
+        on_answer=pulse.reached,
+    )
+
+
+def _management(tools: Tools, archive: Archive, slots: Pool) -> AbstractAsyncContextManager[Any]:
+    """Return the port that probes and Prometheus ask."""
+    settings, metrics, clock = tools.settings, tools.metrics, tools.clock
+    live, ready = checks(tools.queue, archive, slots, tools.pulse, clock)
+    ready["redis"] = management.shown(ready["redis"], metrics.redis_up)
+    ready["postgres"] = management.shown(ready["postgres"], metrics.postgres_up)
+    asked = management.Checks(ready, clock)
+
+    async def probe() -> None:
+        """Set what the checks show: nobody else may ask for readiness."""
+        await asked.run()
+
+    return management.serve(
+        settings.metrics_host,
+        settings.worker_metrics_port,
+        registry=metrics.registry,
+        clock=clock,
+        live=live,
+        ready=ready,
+        token=settings.metrics_token,
+        refresh=probe,
+    )
 
 
 async def _together(
@@ -222,15 +228,15 @@ async def ensure_default(archive: Archive, settings: Settings, sealing: Sealing,
             same = False
         if same and have.phone_number_id == number and have.waba_id == waba:
             return
+    row = have or SenderRow(ids.object_id("snd"), "default", number, b"")
     await archive.add_sender(
-        SenderRow(
-            id=have.id if have else ids.object_id("snd"),
-            name="default",
+        msgspec.structs.replace(
+            row,
             phone_number_id=number,
+            # Another number may not go by the name of the old one.
+            number=row.number if row.phone_number_id == number else "",
             token_sealed=sealing.seal(token.reveal()),
             waba_id=waba,
-            rate=have.rate if have else None,
-            burst=have.burst if have else None,
             is_default=True,
         )
     )

@@ -9,7 +9,10 @@ import pytest
 from shared.ids import Ids
 from shared.office import AuditFilter
 from shared.sealing import Sealing
+from shared.settings import Secret
+from tests.conftest import replaced
 from tests.integration.desk import TEXT, Api, problem
+from worker.app import ensure_default
 from worker.senders import Senders
 
 TOKEN = "EAAG-canary-token-1234"  # noqa: S105 - of a test
@@ -165,3 +168,28 @@ async def test_a_sender_with_regions_writes_to_no_other(api: Api) -> None:
     response = await api.ask("root", "PATCH", path, json={"allowed_regions": []})
     assert (await response.json())["allowed_regions"] == []
     assert (await api.send(recipients=rows)).status == 202
+
+
+async def test_the_environments_sender_keeps_what_an_admin_has_set(api: Api) -> None:
+    """A new token by WHATSAPP_ACCESS_TOKEN used to forget the number's name and the version."""
+    sealing = Sealing(api.made.settings.bulk_secret_key)
+    settings = replaced(
+        api.made.settings,
+        whatsapp_phone_number_id="2002",
+        whatsapp_access_token=Secret("old"),
+    )
+    await ensure_default(api.made.archive, settings, sealing, Ids())
+    made = await api.made.archive.sender_by_name_or_id("default")
+    assert made is not None
+    path = f"/api/senders/{made.id}"
+    change = {"number": "+393331234567", "graph_api_version": "v21.0", "rate": 7}
+    response = await api.ask("root", "PATCH", path, json=change)
+    assert response.status == 200, await response.text()
+    for number, name, token in (("2002", "+•••4567", "new"), ("3003", "", "new")):
+        changed = replaced(
+            settings, whatsapp_phone_number_id=number, whatsapp_access_token=Secret(token)
+        )
+        await ensure_default(api.made.archive, changed, sealing, Ids())
+        shown = await (await api.ask("root", "GET", path)).json()
+        assert (shown["phone_number_id"], shown["number"] or "") == (number, name)
+        assert (shown["graph_api_version"], shown["rate"]) == ("v21.0", 7.0)
