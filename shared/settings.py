@@ -678,6 +678,19 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def example() -> str:
+    """Return a `.env` with every variable, each commented out with its default."""
+    lines = ["# Every variable may also be given as NAME_FILE, a path to its value."]
+    for name, hint in _HINTS.items():
+        kind, meta, *_ = get_args(hint)
+        default = Settings.__struct_defaults__[Settings.__struct_fields__.index(name)]
+        span = _range_of(kind, meta)
+        lines += ["", f"# {meta.description}{f' ({span})' if span else ''}"]
+        shown = "" if default in (None, ()) else _shown(default)
+        lines.append(f"#{name.upper()}={shown}")
+    return "\n".join(lines) + "\n"
+
+
 def _shown(default: object) -> str:
     if default is None or default == ():
         return "-"

@@ -30,7 +30,7 @@ app = cyclopts.App(
 )
 app.command(local.demo)
 app.command(local.up)
-for _name in ("admin", "suppress", "jobs", "pool", "check", "doctor"):
+for _name in ("admin", "suppress", "jobs", "pool", "check", "doctor", "config"):
     if find_spec(f"api.cli.{_name}"):
         import_module(f"api.cli.{_name}").register(app)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from shared.errors import SettingsError
-from shared.settings import VARIABLES, Secret, load, parse_dotenv, table
+from shared.settings import VARIABLES, Secret, example, load, parse_dotenv, table
 
 GUIDE = """\
 GRAPH_API_VERSION=v22.0
@@ -184,3 +185,13 @@ def test_the_table_names_every_variable_with_a_meaning() -> None:
     rows = table().splitlines()[2:]
     assert [row.split(" | ")[0][2:] for row in rows] == list(VARIABLES)
     assert all(row.split(" | ")[3].strip(" |") for row in rows)
+
+
+def test_the_example_names_every_variable_and_its_lines_are_the_defaults(tmp_path: Path) -> None:
+    lines = [line[1:] for line in example().splitlines() if re.match(r"#[A-Z_]+=", line)]
+    assert {line.partition("=")[0] for line in lines} == set(VARIABLES)
+    file = tmp_path / ".env"
+    file.write_text("\n".join(line for line in lines if not line.endswith("=")))
+    assert load({}, file) == load({}, None)
+    file.write_text(example())
+    assert load({}, file) == load({}, None)
