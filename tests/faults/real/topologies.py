@@ -70,6 +70,8 @@ async def sentinel(rig: Rig, chance: Random, index: int) -> dict[str, float]:
     writes_s = await _writes_again(rig, killed_s, "a fail-over")
     await rig.until(lambda: _is_led(rig, dead), GAP_S, "Sentinel names the next one")
     took_s = await rig.goes_on(killed_s + writes_s, GAP_S, "a fail-over")
+    if slow:  # what was in the air has shown what it had to
+        await rig.stack.configure(latency_ms=50, latency_p99_ms=100)
     await rig.has_ended(job, 20 + FINISH_S)
     unknown = await rig.ended_well(job)
     if late:
