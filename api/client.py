@@ -209,6 +209,36 @@ class Client:
         body = {"reason": reason} if reason is not None else None
         return await self._object("POST", f"/api/bulk/jobs/{job_id}/{action}", body)
 
+    async def retry(
+        self, job_id: str, body: dict[str, Any], idempotency_key: str
+    ) -> dict[str, Any]:
+        """Send again to those of a job that the body names; return the 202 of the child."""
+        headers = {"Idempotency-Key": idempotency_key}
+        return await self._object("POST", f"/api/bulk/jobs/{job_id}/retry", body, headers)
+
+    async def export(self, job_id: str, form: str, filters: dict[str, str]) -> AsyncIterator[bytes]:
+        """Yield a job's recipients as a file, piece by piece.
+
+        Args:
+            job_id: whose.
+            form: `csv`, `ndjson` or `xlsx`.
+            filters: as of the table of recipients.
+
+        Raises:
+            RequestError: the server said no.
+            LostError: nobody answers, or not to the end.
+        """
+        path = f"{self._urls[0]}/api/bulk/jobs/{job_id}/recipients.{form}"
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=TIMEOUT_S)
+        try:
+            async with self.session.get(path, params=filters, timeout=timeout) as response:
+                if response.status >= 400:  # noqa: PLR2004 - refusals begin here
+                    raise refusal(response.status, await response.read())
+                async for piece in response.content.iter_any():
+                    yield piece
+        except _LOST as error:
+            raise LostError(f"{self._urls[0]} is lost ({type(error).__name__})") from error
+
     async def stats(self) -> dict[str, Any]:
         """Return the admin's figures."""
         return await self._object("GET", "/api/bulk/stats")

@@ -1,4 +1,4 @@
-"""What a caller does with jobs: send a file, list, show, follow, pause, resume, cancel; figures."""
+"""What a caller does with jobs: send, list, show, follow, control, retry, export; figures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, BinaryIO, Final, Literal, Self
 
 import cyclopts
 from rich.console import Console
@@ -31,7 +31,9 @@ PHONE_COLUMNS: Final = ("phone", "to", "number", "recipient", "mobile", "telepho
 _say: Final = Console(stderr=True, highlight=False)
 _out: Final = Console(highlight=False)
 
-jobs: Final = cyclopts.App(name="jobs", help="List, show, follow, pause, resume, cancel jobs.")
+jobs: Final = cyclopts.App(
+    name="jobs", help="List, show, follow, pause, resume, cancel, retry, export jobs."
+)
 
 
 def register(app: cyclopts.App) -> None:
@@ -264,12 +266,115 @@ def cancel(
     return _control(job_id, "cancel", reason, as_json=as_json, quiet=quiet)
 
 
+@jobs.command
+def retry(
+    job_id: str,
+    /,
+    *,
+    scope: Literal["failed", "skipped", "cancelled", "unknown"] = "failed",
+    code: tuple[str, ...] = (),
+    older_than_s: int = 0,
+    confirm_duplicates: bool = False,
+    key: str | None = None,
+    watch: bool = False,
+    strict: bool = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Send again to those of an ended job that did not get it: a new job; print its id.
+
+    Args:
+        job_id: as `send` printed it.
+        scope: which of them; `unknown` may have it already.
+        code: these errors alone; repeat for several.
+        older_than_s: those that ended so long ago.
+        confirm_duplicates: with `unknown`: some may get it twice.
+        key: Idempotency-Key, to repeat a command that was cut off; a new one each time.
+        watch: follow the new job to its end.
+        strict: with `watch`: exit 1 unless every recipient was sent.
+        as_json: print the API's document, with `watch` one line an event.
+        quiet: print the new job's id only.
+    """
+    body = {
+        "scope": scope,
+        "codes": list(code),
+        "older_than_s": older_than_s,
+        "confirm_duplicates": confirm_duplicates,
+    }
+    made: list[str] = []
+
+    async def work() -> int:
+        async with _client() as client:
+            job = await client.retry(job_id, body, key or Ids().token(16))
+            made.append(job["jobId"])
+            if as_json and not quiet:
+                _json(job)
+            else:
+                sys.stdout.write(f"{made[0]}\n")
+                sys.stdout.flush()
+            for row in job["excluded"] if not quiet else ():
+                until = f", not before {row['not_before']}" if row["not_before"] else ""
+                _say.print(Text(f"{row['count']} left out: {row['code']}{until}"))
+            if not watch:
+                return 0
+            return await _follow(client, made[0], strict=strict, as_json=as_json)
+
+    return _run(work(), made)
+
+
+@jobs.command
+def export(
+    job_id: str,
+    /,
+    *,
+    form: Annotated[Literal["csv", "ndjson", "xlsx"], cyclopts.Parameter(name="--format")] = "csv",
+    outcome: str = "",
+    receipt: str = "",
+    code: str = "",
+    output: Path | None = None,
+) -> int:
+    """Write a job's recipients and what they came to.
+
+    Args:
+        job_id: as `send` printed it.
+        form: of the file.
+        outcome: only these, with commas between.
+        receipt: only these, with commas between.
+        code: only these errors, with commas between.
+        output: a file, whole or not at all; standard output when left out.
+    """
+    given = {"outcome": outcome, "receipt": receipt, "code": code}
+    filters = {name: value for name, value in given.items() if value}
+
+    async def pour(file: BinaryIO) -> None:
+        async with _client() as client:
+            async for piece in client.export(job_id, form, filters):
+                file.write(piece)
+
+    async def work() -> int:
+        if output is None:
+            await pour(sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            return 0
+        part = output.with_name(f"{output.name}.part")
+        try:
+            with part.open("wb") as file:
+                await pour(file)
+            part.replace(output)
+        finally:
+            part.unlink(missing_ok=True)
+        return 0
+
+    return _run(work())
+
+
 def send(
     file: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
     /,
     *,
     text: str | None = None,
     template: str | None = None,
+    maps: Annotated[tuple[str, ...], cyclopts.Parameter(name="--map")] = (),
     phone_column: str | None = None,
     sender: str | None = None,
     rate: float | None = None,
@@ -290,6 +395,8 @@ def send(
         file: UTF-8, one recipient a row; with a header its other columns fill `{{name}}`.
         text: a text message.
         template: `name:language`, such as order_update:en_US.
+        maps: a parameter of the template's body and the column that fills it, such as
+            1=first_name; repeat for several.
         phone_column: header of the column with the numbers; found by itself when usual.
         sender: name or id; the default sender.
         rate: this job's own ceiling, messages per second.
@@ -306,6 +413,8 @@ def send(
     """
     if (text is None) == (template is None):
         return _usage("give exactly one of --text and --template")
+    if any(not all(each.partition("=")[::2]) for each in maps) or (maps and template is None):
+        return _usage("--map is PARAMETER=COLUMN, of a template")
     try:
         content = _read(file)
     except (OSError, UnicodeDecodeError) as error:
@@ -326,7 +435,7 @@ def send(
     }
     body = {
         "recipients": recipients,
-        "message": _message(text, template),
+        "message": _message(text, template, maps),
         **{field: value for field, value in optional.items() if value is not None},
     }
     key = key or Ids().token(16)
@@ -376,11 +485,31 @@ def _is_agreed(count: int, file: str) -> bool:
     return input(f"Send to {count} recipients? [y/N] ").strip().lower() in {"y", "yes"}
 
 
-def _message(text: str | None, template: str | None) -> dict[str, Any]:
+def _message(text: str | None, template: str | None, maps: Sequence[str] = ()) -> dict[str, Any]:
     if text is not None:
         return {"kind": "text", "text": {"body": text}}
     name, _, language = (template or "").partition(":")
-    return {"kind": "template", "template": {"name": name, "language_code": language or "en_US"}}
+    made: dict[str, Any] = {"name": name, "language_code": language or "en_US"}
+    if maps:
+        made["components"] = [{"type": "body", "parameters": _parameters(maps)}]
+    return {"kind": "template", "template": made}
+
+
+def _parameters(maps: Sequence[str]) -> list[dict[str, str]]:
+    """Return the parameters of a body, those with numbers in their order.
+
+    >>> _parameters(["2=Code", "1=First name"])[0]
+    {'type': 'text', 'text': '{{first_name}}'}
+    >>> _parameters(["code=code"])
+    [{'type': 'text', 'text': '{{code}}', 'parameter_name': 'code'}]
+    """
+    pairs = [each.partition("=")[::2] for each in maps]
+    pairs.sort(key=lambda pair: int(pair[0]) if pair[0].isdigit() else 0)
+    found = []
+    for name, column in pairs:
+        made = {"type": "text", "text": f"{{{{{column.strip().lower().replace(' ', '_')}}}}}"}
+        found.append(made if name.isdigit() else {**made, "parameter_name": name})
+    return found
 
 
 def rows_of(content: str, phone_column: str | None = None) -> list[Any]:
