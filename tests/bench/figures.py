@@ -134,6 +134,15 @@ def total(parts: dict[str, Part], name: str) -> float | None:
     return sum(found) if found else None
 
 
+def workers(count: int) -> str:
+    """Return the contender that so many workers are.
+
+    >>> workers(1), workers(8)
+    ('1 worker', '8 workers')
+    """
+    return f"{count} worker" + "s" * (count > 1)
+
+
 def is_ours(contender: str) -> bool:
     """Tell whether Drumbeat was measured: alone in its part, or by name."""
     return contender in OURS or contender[:1].isdigit()

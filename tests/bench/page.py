@@ -14,6 +14,7 @@ from tests.bench.figures import (
     Round,
     is_ours,
     median,
+    workers,
 )
 
 START: Final = "<!-- measured: written by `make bench` -->"
@@ -127,8 +128,8 @@ TABLES: Final[dict[str, Table]] = {
     "costs": Table(
         "Size and number of jobs, number of senders",
         "The same 50,000 messages, spread over jobs and senders (no rate, one worker): a message "
-        "must not cost more for it. 100 and 1,000 senders have the 1,000 jobs of 50 among them, and "
-        "are held against the 1,000 jobs of one.",
+        "must not cost more for it. 100 and 1,000 senders have the 1,000 jobs of 50 among them, "
+        "and are held against the 1,000 jobs of one.",
         _SENT[:4],
         ("costs",),
     ),
@@ -199,7 +200,7 @@ def reasons(part: Part) -> list[str]:
 def section(name: str, part: Part) -> str:
     """Return a part with its heading, words, table and pictures."""
     shown = TABLES[name]
-    told = f"{part.asked['rounds']} rounds, {part.date[:10]}."
+    told = f"Rounds: {len({each.turn for each in part.rounds})}, {part.date[:10]}."
     lines = [f"## {shown.title}", "", shown.told, told, ""]
     lines += [table(by_messages(part) if name == "memory" else part, shown), ""]
     for plot in shown.plots:
@@ -258,9 +259,10 @@ def sentences(results: Results) -> list[str]:
     size, theirs = (of("queued", who, "bytes_per_recipient", ",.0f") for who in (THIN, BULLMQ))
     accepted = of("accept", THIN, "accept_s", ".2f")
     back = of("recovery", THIN, "recovery_s", ".0f")
+    unknown = of("recovery", THIN, "unknown", ",.0f")
     bull, saq = (of("recovery", who, "recovery_s", ".0f") for who in (BULLMQ, SAQ))
     late = of("live", THIN, "p99_s", ".2f")
-    many = [of("scaling", f"{count} workers", "rate", ",.0f") for count in (1, 2, 4, 8)]
+    many = [of("scaling", workers(count), "rate", ",.0f") for count in (1, 2, 4, 8)]
     found = []
     if accepted:
         found.append(f"50,000 recipients are accepted over HTTP in {accepted} s.")
@@ -268,8 +270,8 @@ def sentences(results: Results) -> list[str]:
         found.append(f"{size} bytes of Redis per queued recipient (BullMQ: {theirs or NOT_RUN}).")
     if back:
         found.append(
-            f"After kill -9 nobody is owed an answer {back} s later, with every default "
-            f"(BullMQ: {bull} s, saq: {saq} s)."
+            f"With every default nobody is owed an answer {back} s after kill -9, {unknown} of "
+            f"5,000 being `unknown` by it (BullMQ: {bull} s, saq: {saq} s)."
         )
     if late:
         found.append(f"10,000 readers of one job have 99 % of its events within {late} s.")
