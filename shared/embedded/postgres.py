@@ -41,6 +41,13 @@ def installation() -> Path:
     return Path(found).resolve().parent.parent
 
 
+def _lines(status: Path) -> list[str]:
+    try:
+        return status.read_text().splitlines()
+    except FileNotFoundError:  # not written yet, or the one a crash left is just removed
+        return []
+
+
 def _reachable(folder: Path) -> bool:
     """Tell whether uid 65534 may pass through all that lies above `folder`."""
     states = [parent.stat() for parent in folder.resolve().parents]
@@ -113,7 +120,7 @@ class Postgres:
         end = clock.monotonic() + _START_S
         self.child.start()
         while clock.monotonic() < end:
-            lines = status.read_text().splitlines() if status.exists() else []
+            lines = _lines(status)
             is_ours = bool(lines) and lines[0] == str(self.child.pid)
             if is_ours and len(lines) > _STATUS_LINE and lines[_STATUS_LINE].strip() == "ready":
                 return

@@ -38,6 +38,7 @@ from tests.faults.real.proxy import Kind, Proxy
 from tests.fleet import Guarded, Sharded, Topology
 
 LEASE_S: Final = 2.0
+_STANDS_S: Final = 0.3  # what has not changed for so long is final
 SLOTS: Final = 16  # of a worker
 SIZE: Final = 50  # recipients of a chunk
 # What a dead log writer had read is taken over after 30 s, by the look that comes 5 s later.
@@ -406,13 +407,16 @@ class Rig:
     async def held_by(self, child: Child) -> tuple[int, int]:
         """Return how many claims and how many intents a worker that stopped has left.
 
-        What it had written last may still be on its way into Redis: read until it stands.
+        What it had written last may still be on its way into Redis, which takes 16 KB of a
+        connection a turn and, on a busy machine, few turns: read until it stands for a while.
         """
-        before, now = (-1, -1), await self._held_by(child)
-        while now != before:
+        held, since_s = await self._held_by(child), self.clock.monotonic()
+        while self.clock.monotonic() - since_s < _STANDS_S:
             await self.clock.sleep(0.03)
-            before, now = now, await self._held_by(child)
-        return now
+            now = await self._held_by(child)
+            if now != held:
+                held, since_s = now, self.clock.monotonic()
+        return held
 
     async def _held_by(self, child: Child) -> tuple[int, int]:
         held = await self.claims_of(child)
