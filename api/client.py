@@ -195,6 +195,10 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
         return await self._object("POST", "/api/bulk/send", body, headers)
 
+    async def preflight(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return what would become of a submission."""
+        return await self._object("POST", "/api/bulk/preflight", body)
+
     async def job(self, job_id: str, expand: str = "") -> dict[str, Any]:
         """Return one job."""
         params = {"expand": expand} if expand else None

@@ -381,7 +381,10 @@ def send(
     name: str | None = None,
     campaign: str | None = None,
     region: str | None = None,
+    at: str | None = None,
+    expires: str | None = None,
     skip_invalid: bool = False,
+    dry_run: bool = False,
     key: str | None = None,
     yes: bool = False,
     watch: bool = False,
@@ -403,7 +406,10 @@ def send(
         name: shown in lists.
         campaign: the campaignId.
         region: ISO 3166, for numbers without a country code.
+        at: when it begins, such as 2026-12-01T09:00:00+01:00.
+        expires: after this whoever is left is skipped.
         skip_invalid: leave bad rows out instead of refusing the file.
+        dry_run: say what would become of it, and send nothing; 1 when it would be refused.
         key: Idempotency-Key, to repeat a command that was cut off; a new one each time.
         yes: do not ask.
         watch: follow the job to its end.
@@ -423,7 +429,7 @@ def send(
         recipients = rows_of(content, phone_column)
     except ValueError as error:
         return _usage(f"{file}: {error}")
-    if not yes and not _is_agreed(len(recipients), file):
+    if not yes and not dry_run and not _is_agreed(len(recipients), file):
         return NO
     optional = {
         "sender": sender,
@@ -431,6 +437,8 @@ def send(
         "name": name,
         "campaignId": campaign,
         "default_region": region,
+        "scheduled_at": at,
+        "expires_at": expires,
         "on_invalid": "skip" if skip_invalid else None,
     }
     body = {
@@ -438,6 +446,8 @@ def send(
         "message": _message(text, template, maps),
         **{field: value for field, value in optional.items() if value is not None},
     }
+    if dry_run:
+        return _run(_look(body, as_json=as_json))
     key = key or Ids().token(16)
     made: list[str] = []
 
@@ -466,6 +476,29 @@ def send(
     except Exception:
         _say.print(f"to repeat this without sending twice, add: --key {key}")
         raise
+
+
+async def _look(body: dict[str, Any], *, as_json: bool) -> int:
+    """Show what would become of a submission."""
+    async with _client() as client:
+        seen = await client.preflight(body)
+    if as_json:
+        _json(seen)
+        return 0 if seen["ok"] else NO
+    rows, template, estimate = seen["rows"], seen["template"], seen["estimate"]
+    _out.print(Text(", ".join(f"{name} {count}" for name, count in rows.items())))
+    if template is not None:
+        known = [template[name] for name in ("status", "category", "format") if template[name]]
+        why = [] if template["checked"] else [f"not checked: {template['why']}"]
+        _out.print(Text(f"template {', '.join([*known, *why])}"))
+    for row in seen["preview"]:
+        _out.print(Text(f"row {row['row']}: {row['text']}"))
+    for row in seen["problems"][:20]:
+        _say.print(Text(f"  {row['pointer']}: {row['detail']} ({row['code']})"))
+    if estimate is not None:
+        _out.print(f"about {estimate['duration_s']} s")
+    _out.print("it would be accepted" if seen["ok"] else "it would be refused")
+    return 0 if seen["ok"] else NO
 
 
 def _usage(sentence: str) -> int:

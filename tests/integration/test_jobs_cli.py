@@ -81,3 +81,36 @@ async def test_columns_fill_the_parameters_of_a_template(asker: Api, tmp_path: P
     assert row.template_language == "de"
     assert send(str(file), text="Hi", maps=("1=code",)) == USAGE
     assert send(str(file), template="a", maps=("code",)) == USAGE
+
+
+async def test_a_dry_run_says_what_would_become_of_it_and_sends_nothing(
+    asker: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text("\n".join(NUMBERS))
+    assert await ran("send", str(file), "--template", "offer:en", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "valid 3" in out
+    assert "template not checked: the sender has no waba_id" in out
+    assert "it would be accepted" in out
+    file.write_text("\n".join([*NUMBERS, "nobody"]))
+    words = ("--text", "Hi", "--phone-column", "x")
+    assert await ran("send", str(file), *words, "--dry-run") == USAGE
+    file.write_text("phone\n" + "\n".join([*NUMBERS, "nobody"]))
+    assert await ran("send", str(file), "--text", "Hi", "--dry-run", "--json") == 1
+    assert await ran("send", str(file), "--text", "Hi", "--dry-run") == 1
+    captured = capsys.readouterr()
+    assert "it would be refused" in captured.out
+    assert "/recipients/3" in captured.err
+    page = await (await asker.ask("ann", "GET", "/api/bulk/jobs")).json()
+    assert page["data"] == []
+
+
+async def test_a_job_may_be_given_its_time(asker: Api, tmp_path: Path) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text(NUMBERS[0])
+    times = ("--at", "2099-12-01T09:00:00+01:00", "--expires", "2099-12-02T09:00:00+01:00")
+    assert await ran("send", str(file), "--text", "Hi", "--yes", *times) == 0
+    page = await (await asker.ask("ann", "GET", "/api/bulk/jobs")).json()
+    assert page["data"][0]["state"] == "scheduled"
+    assert page["data"][0]["expires_at"] == "2099-12-02T08:00:00.000Z"
