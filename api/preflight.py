@@ -89,7 +89,7 @@ def previews_of(message: Message, taken: Taken, known: Known | None) -> list[Pre
     found = []
     for place, row in enumerate(taken.rows[:_PREVIEWS]):
         values = taken.values[place] if taken.vars else None
-        if isinstance(message, TemplateMessage) and definition is not None:
+        if isinstance(message, TemplateMessage) and definition is not None and definition.body:
             found.append(Preview(row, rendered(message, definition, taken.vars, values)))
             continue
         filled = [t if values is None else fill(t, taken.vars, values) for t in texts]
@@ -101,16 +101,18 @@ def template_of(message: Message, known: Known | None) -> TemplateCheck | None:
     """Return what is told of the message's template; None when it is from none. Pure."""
     if known is None or not isinstance(message, TemplateMessage):
         return None
-    checked, definition = not known.why, known.definition
+    definition, why = known.definition, known.why
     if definition is None:
-        return TemplateCheck(checked, None, None, None, [], known.why or None)
+        return TemplateCheck(not why, None, None, None, [], why or None)
+    if definition.others and not why:
+        why = f"of this template nobody here looks at: {', '.join(definition.others)}"
     return TemplateCheck(
-        checked,
+        not why,
         definition.status,
         definition.category,
         definition.format,
         missing_params(message.template, definition),
-        known.why or None,
+        why or None,
     )
 
 

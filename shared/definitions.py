@@ -19,6 +19,9 @@ _AT: Final = "/message/template"
 _PLACE: Final = re.compile(r"\{\{\s*(\w+)\s*\}\}", re.ASCII)
 # Buttons that say nothing by themselves: sub_type in a message, type of the parameter.
 _NEEDY: Final = {"copy_code": "coupon_code", "mpm": "action"}
+_BUTTONS: Final = frozenset({"", "url", "quick_reply", "catalog", "flow", *_NEEDY})
+_PARTS: Final = ("HEADER", "BODY", "FOOTER", "BUTTONS")
+UNREADABLE: Final = "unreadable"
 
 
 class Button(msgspec.Struct, frozen=True):
@@ -38,7 +41,8 @@ class Definition(msgspec.Struct, frozen=True):
         header: `text`, `image`, `video`, `document`, `location`, or '' for none.
         header_text, body, footer: with placeholders, such as `{{1}}` or `{{first_name}}`.
         buttons: in their order, which is their `index`.
-        others: parts that this program knows nothing of, such as `carousel`.
+        others: parts that nobody here looks at, such as `carousel`; `unreadable` when Meta's
+            answer has another shape than we know.
     """
 
     name: str
@@ -66,11 +70,12 @@ class _Score(msgspec.Struct):
     score: str | None = None
 
 
+# Meta adds parts and fields as it likes: what is absent, null or new must not cost the others.
 class _Part(msgspec.Struct):
     type: str = ""
-    format: str = ""
-    text: str = ""
-    buttons: list[dict[str, Any]] = []
+    format: str | None = None
+    text: str | None = None
+    buttons: list[dict[str, Any]] | None = None
 
 
 class _Told(msgspec.Struct):
@@ -78,9 +83,9 @@ class _Told(msgspec.Struct):
     language: str
     status: str
     category: str = ""
-    parameter_format: str = ""
+    parameter_format: str | None = None
     quality_score: _Score | None = None
-    components: list[_Part] = []
+    components: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 class _Cursors(msgspec.Struct):
@@ -98,6 +103,7 @@ class _Page(msgspec.Struct):
 
 
 _decode: Final = msgspec.json.Decoder(_Page).decode
+_parts_of: Final = msgspec.json.Decoder(list[_Part] | None).decode
 
 
 def page_of(raw: bytes) -> tuple[list[Definition], str]:
@@ -116,14 +122,22 @@ def page_of(raw: bytes) -> tuple[list[Definition], str]:
 
 
 def _definition(told: _Told) -> Definition:
-    parts = {part.type.upper(): part for part in told.components}
-    header = parts.get("HEADER", _Part())
-    body = parts.get("BODY", _Part()).text
-    names = _names(header.text) + _names(body)
+    try:
+        parts = {part.type.upper(): part for part in _parts_of(told.components) or []}
+    except msgspec.DecodeError:
+        parts = {UNREADABLE: _Part()}
+    header, empty = parts.get("HEADER", _Part()), _Part()
+    header_text, body = header.text or "", parts.get("BODY", empty).text or ""
+    kind = (header.format or "").lower()
     # Older answers leave the format out.
-    is_named = told.parameter_format.upper() == "NAMED" or any(not n.isdigit() for n in names)
-    buttons = parts.get("BUTTONS", _Part()).buttons
-    known = ("HEADER", "BODY", "FOOTER", "BUTTONS")
+    is_named = (told.parameter_format or "").upper() == "NAMED" or any(
+        not name.isdigit() for name in _names(header_text) + _names(body)
+    )
+    buttons = [_button(button) for button in parts.get("BUTTONS", empty).buttons or []]
+    others = {name.lower() for name in parts if name not in _PARTS}
+    if kind not in ("", "text", *_MEDIA):
+        others.add(f"header.{kind}")
+    others |= {f"button.{i}" for i, each in enumerate(buttons) if each.kind not in _BUTTONS}
     return Definition(
         name=told.name,
         language=told.language,
@@ -131,12 +145,12 @@ def _definition(told: _Told) -> Definition:
         status=told.status.upper(),
         format="NAMED" if is_named else "POSITIONAL",
         quality=told.quality_score.score if told.quality_score is not None else None,
-        header=header.format.lower() if "HEADER" in parts else "",
-        header_text=header.text,
+        header=kind,
+        header_text=header_text,
         body=body,
-        footer=parts.get("FOOTER", _Part()).text,
-        buttons=[_button(button) for button in buttons],
-        others=sorted(name.lower() for name in parts if name not in known),
+        footer=parts.get("FOOTER", empty).text or "",
+        buttons=buttons,
+        others=sorted(others),
     )
 
 
@@ -194,6 +208,8 @@ def faults_of(template: Template, found: Definition) -> list[Fault]:
     if found.status != _APPROVED:
         text = f"Meta has this template as {found.status}; only an approved one is sent"
         return [Fault(f"{_AT}/name", "bad_template", text)]
+    if UNREADABLE in found.others:
+        return []
     faults = []
     for name in missing_params(template, found):
         text = f"the template needs the parameter {name}"
@@ -220,6 +236,8 @@ def _part_fault(part: Component, found: Definition) -> str:
         kinds = [parameter.get("type") for parameter in part.parameters]
         is_right = kinds == [found.header] or not kinds
         return "" if is_right else f"the header takes one parameter of type {found.header}"
+    if part.type == "header" and f"header.{found.header}" in found.others:
+        return ""
     names = _names(found.header_text if part.type == "header" else found.body)
     if part.parameters and not names:
         return f"the template's {part.type} takes no parameter"
@@ -246,6 +264,8 @@ def _button_fault(part: Component, found: Definition) -> str:
     if place >= len(found.buttons):
         return f"the template has {len(found.buttons)} buttons, counted from 0"
     button = found.buttons[place]
+    if f"button.{place}" in found.others:
+        return ""
     if part.sub_type != button.kind:
         return f"button {place} is of sub_type {button.kind or 'none: it takes no parameter'}"
     if not button.is_needed:

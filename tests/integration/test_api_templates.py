@@ -124,8 +124,7 @@ async def test_what_graph_would_refuse_is_refused_before(
     assert listed["data"] == []
 
 
-@pytest.mark.usefixtures("known")
-async def test_a_message_that_fits_is_shown_as_it_will_be_read(api: Api) -> None:
+async def test_a_message_that_fits_is_shown_as_it_will_be_read(api: Api, known: Templates) -> None:
     rows = [{"to": number, "vars": {"n": str(at)}} for at, number in enumerate(NUMBERS)]
     seen = await look(api, recipients=rows, message=order("#{{n}}"))
     assert seen["ok"]
@@ -137,6 +136,11 @@ async def test_a_message_that_fits_is_shown_as_it_will_be_read(api: Api) -> None
     seen = await look(api, message=order(name="spring_sale"))
     assert seen["template"]["missing_params"] == ["first_name", "code", "button.0"]
     assert (await look(api, message=TEXT))["template"] is None
+    cards = msgspec.structs.replace(UTILITY, others=["carousel"])
+    await known.keep(WABA, [cards], 0, 300)
+    seen = await look(api)
+    assert (seen["ok"], seen["template"]["checked"]) == (True, False)
+    assert "carousel" in seen["template"]["why"]
     bad = [{"to": NUMBERS[0], "vars": {"n": "a\tb"}}, {"to": NUMBERS[1], "vars": {"m": "x"}}]
     told = await problem(
         await api.send(recipients=bad, message=order("#{{n}}")), 422, "invalid_recipients"

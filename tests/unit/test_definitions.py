@@ -187,3 +187,21 @@ def test_a_recipient_reads_the_template_with_his_values_filled_in_once() -> None
         "Hi {{price}}\n{{price}} pays 3 € {{other}}\nBye {{name}}"
     )
     assert rendered(given, found, ["who"], None).startswith("Hi {{who}}\n")
+
+
+def test_what_is_new_at_meta_is_neither_refused_nor_in_the_way_of_others() -> None:
+    strange: list[Any] = [
+        told(name="a", components=[{"type": "BODY", "text": 7}]),
+        told(name="b", components=None, quality_score=None, parameter_format=None),
+        told(name="c", components=[{"type": "CAROUSEL", "cards": []}, {"type": "BODY"}]),
+        told(name="d", components=[{"type": "HEADER", "format": "GIF", "text": None}]),
+        told(name="e", components=[{"type": "BUTTONS", "buttons": [{"type": "NEW"}, URL]}]),
+    ]
+    found, _ = page_of(msgspec.json.encode({"data": strange}))
+    assert [each.others for each in found] == [
+        ["unreadable"], [], ["carousel"], ["header.gif"], ["button.0"],
+    ]  # fmt: skip
+    for each in (found[0], found[3]):
+        assert faults_of(message(Component("header", [LINK])), each) == []
+    parts = (button(0, "quick_reply"), button(1, "url", *texts("7")))
+    assert faults_of(message(*parts), found[4]) == []
