@@ -185,14 +185,19 @@ class Story:
             await stage.later(LEASE_MS + 1_000, is_calm=True)
         elif deed == "drop":
             await self.drop("workers")
+            # A report waits for the group, which the next tick makes.
+            await self._tick_aside()
         elif deed == "tick":
-            for worker in stage.live():
-                await stage.step_aside(worker, worker.tick())
+            await self._tick_aside()
         else:  # whoever is in no step takes what there is
             idle = [w for w in stage.live() if w.life.step is None or w.life.step.done()]
             for worker in idle[:1]:
                 await stage.step(worker.life, worker.tick())
                 await stage.step(worker.life, worker.take())
+
+    async def _tick_aside(self) -> None:
+        for worker in self.stage.live():
+            await self.stage.step_aside(worker, worker.tick())
 
     # -- stores, far side and time ----------------------------------------------------------
 
