@@ -40,9 +40,11 @@ local function apply_facts()
       local used = (old - was) / 8
       if OUTCOME[to] then
         if RANK[to] > RANK[was] then
-          move(x, old, math.max(attempt, used) * 8 + to)
-          -- Of an earlier attempt, it is told with the attempts that were used since.
-          kept[#kept + 1] = string.sub(facts, i, i + 2) .. string.char(math.max(attempt, used))
+          -- Of an earlier attempt, it is told with the attempts that were used since. Who is skipped
+          -- has not used the one that was noted.
+          local upto = to == 5 and attempt or math.max(attempt, used)
+          move(x, old, upto * 8 + to)
+          kept[#kept + 1] = string.sub(facts, i, i + 2) .. string.char(upto)
                             .. string.sub(facts, i + 4, i + 8)
           local reason = (r1 % 128) * 256 + r2
           if to == 3 or to == 5 then reasons[reason] = (reasons[reason] or 0) + 1 end
