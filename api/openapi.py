@@ -24,6 +24,7 @@ from api.progress import Event
 from api.recipients import CODES_MAX, OUTCOMES, RecipientList
 from api.retry import Retried, Retry
 from api.router import Route
+from api.templates import TemplateList, TemplatePreview, TemplateRow, TemplateSync
 from api.uploads import Upload, UploadPatch
 from shared.models import JOB_STATES
 from shared.results import RECEIPTS
@@ -147,6 +148,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "POST /api/suppressions": Operation(
         "", papers.Suppression, papers.NewSuppression, 201, again=200),
     "DELETE /api/suppressions/{suppression_id}": Operation("", status=204),
+    "GET /api/templates": Operation("", TemplateList, query=(*_PAGE, "sender")),
+    "POST /api/templates/sync": Operation("", TemplateSync, status=202, query=("sender",)),
+    "POST /api/templates/{name}/preview": Operation("", TemplatePreview, TemplateRow),
     "GET /api/audit": Operation(
         "", papers.AuditList, query=(*_PAGE, "actor", "action", "object", "from", "to")),
 }  # fmt: skip
