@@ -307,15 +307,21 @@ class Executor:
             if not self._todo and not self._noted and self._air == 0:
                 return
             wait_s = min(FACTS_AGE_S, self._tell_at_s - now) if self._facts else FACTS_AGE_S
-            if self._todo and len(self._noted) < self._ahead:
+            if self._todo and self._may_note():
                 wait_s = min(wait_s, max(0.0, self._todo[0].due_s - NOTED_AHEAD_S - now))
             await _set_within(self._wake, wait_s)
 
     def _is_wanted(self) -> bool:
         """Tell whether there is more to note, or nothing left to wait for."""
-        if self._todo:
-            return len(self._noted) < self._ahead
+        if self._todo and not self._is_stopping:
+            return self._may_note()
         return self._is_stopping or (self._air == 0 and not self._noted)
+
+    def _may_note(self) -> bool:
+        if self._is_stopping or len(self._noted) >= self._ahead:
+            return False
+        # What may kill the worker goes alone: nothing else is noted until its answer is in.
+        return self._window > 1 or not (self._noted or self._air)
 
     def _may_go_on(self) -> bool:
         pulse, shard = self._t.pulse, self._claim.shard
@@ -325,9 +331,7 @@ class Executor:
 
     def _take(self) -> list[Todo]:
         """Return what is to be noted next; nothing while a window's worth has not started."""
-        if self._is_stopping or len(self._noted) >= self._ahead:
-            return []
-        if self._window == 1 and (self._noted or self._air):
+        if not self._may_note():
             return []
         until_s = self._t.clock.monotonic() + NOTED_AHEAD_S
         out: list[Todo] = []

@@ -86,6 +86,7 @@ KINDS: Final[dict[str, tuple[Kind, ...]]] = {
 AFTER: Final = frozenset({"die_after", "err_after", "cancel_after", "stall_after", "frozen_after"})
 EFFECTS_MAX: Final = 4_000  # of one run; a run of ten recipients has about sixty
 JUMPS_MAX: Final = 4_000  # of the clock without an effect between them
+SPINS_MAX: Final = 50_000  # turns of the loop without a wait
 _IO_S: Final = 20.0
 _T = TypeVar("_T")
 
@@ -112,9 +113,14 @@ class Selector(selectors.DefaultSelector):
     loop: Loop
 
     def select(self, timeout: float | None = None) -> Any:
-        if timeout is not None and timeout <= 0:
-            return super().select(0)
         loop = self.loop
+        if timeout is not None and timeout <= 0:
+            loop.spins += 1
+            if loop.spins > SPINS_MAX and loop.main is not None:
+                loop.give_up()  # somebody goes round without waiting for anything
+                loop.spins = 0
+            return super().select(0)
+        loop.spins = 0
         if loop.under_way:
             ready = super().select(_IO_S)
             if not ready:
@@ -149,7 +155,7 @@ class Loop(asyncio.SelectorEventLoop):
         self.now_s = 1000.0
         self.turns: deque[asyncio.Future[None]] = deque()
         self.under_way = 0
-        self.jumps = 0
+        self.jumps = self.spins = 0
         self.is_stuck = False
         self.main: asyncio.Task[Any] | None = None
         self.on_suspend: Callable[[], None] | None = None
