@@ -75,7 +75,7 @@ def main() -> int:
     """Enumerate; return 1 when a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--only", default="", help="scenarios, by comma")
-    parser.add_argument("--doubles", type=int, default=2000, help="sampled pairs of faults")
+    parser.add_argument("--doubles", type=int, default=2100, help="sampled pairs of faults")
     parser.add_argument("--examples", type=int, default=STORIES, help="of the state machine")
     parser.add_argument("--every", type=int, default=3, help="only every n-th single fault")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with its servers")
