@@ -24,3 +24,12 @@ class Clock:
     async def sleep(self, delay_s: float) -> None:
         """Wait for `delay_s` seconds; below zero counts as zero."""
         await asyncio.sleep(max(0.0, delay_s))
+
+
+async def is_set_within(stop: asyncio.Event, within_s: float) -> bool:
+    """Wait at most `within_s` seconds for an event; tell whether it came."""
+    try:
+        await asyncio.wait_for(stop.wait(), within_s)
+    except TimeoutError:
+        return False
+    return True

@@ -360,14 +360,6 @@ class JobSpec(msgspec.Struct, frozen=True):
         return -(-self.recipients // self.chunk_size)
 
 
-class Stopped(NamedTuple):
-    """How a job was stopped: `paused` or `cancelling`, by whom, and why."""
-
-    state: str
-    by: str
-    reason: str
-
-
 class JobMessage(msgspec.Struct, frozen=True):
     """What a worker must know of a job to send it: the rest travels with its claims.
 

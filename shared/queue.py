@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -38,7 +38,6 @@ from shared.models import (
     SenderStatus,
     ServerInfo,
     ShardStats,
-    Stopped,
     SubmitResult,
     Ticked,
     Waiting,
@@ -214,7 +213,7 @@ class Queue:
         states: bytes,
         cursor: int,
         counters: dict[str, int],
-        stopped: Stopped | None = None,
+        also: Mapping[str, Argument] | None = None,
     ) -> SubmitResult:
         """Make a lost job known again, with its states; chunks from `cursor` on are staged.
 
@@ -223,12 +222,9 @@ class Queue:
             states: one byte a recipient.
             cursor: the first pending position.
             counters: name → value.
-            stopped: how it was stopped, if it was; it comes back that way.
+            also: further fields of its hash: its receipts; its `state`, when it was stopped.
         """
         flat: list[Argument] = [x for pair in counters.items() for x in pair]
-        state: list[Argument] = []
-        if stopped is not None:
-            state = ["state", stopped.state, "by", stopped.by, "reason", stopped.reason]
         reply = await self._run(
             "restore",
             keys.shard_of(spec.id),
@@ -238,7 +234,7 @@ class Queue:
             len(flat),
             *flat,
             *hash_of(spec),
-            *state,
+            *(x for pair in (also or {}).items() for x in pair),
         )
         return submitted_of(reply)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from shared.archive import Archive, Recorded
-from shared.clock import Clock
+from shared.clock import Clock, is_set_within
 from shared.errors import ArchiveError, QueueError
 from shared.logs import get
 from shared.metrics import WorkerMetrics
@@ -221,7 +221,7 @@ class LogWriter:
 
     async def _take_overs(self, shard: int, stop: asyncio.Event) -> None:
         cursor = "0-0"
-        while not await self._is_over(stop, _STALE_EVERY_S):
+        while not await is_set_within(stop, _STALE_EVERY_S):
             cursor = await self.take_over(shard, cursor, stop)
 
     async def take_over(self, shard: int, cursor: str, stop: asyncio.Event) -> str:
@@ -236,7 +236,7 @@ class LogWriter:
         return cursor
 
     async def _raise_all_marks(self, shard: int, stop: asyncio.Event) -> None:
-        while not await self._is_over(stop, _LOW_EVERY_S):
+        while not await is_set_within(stop, _LOW_EVERY_S):
             await self.raise_marks(shard)
 
     async def raise_marks(self, shard: int) -> None:
@@ -271,14 +271,6 @@ class LogWriter:
         pause_s = min(_PAUSE_MAX_S, _PAUSE_S * 2.0 ** min(self._failures[shard], 10))
         self._failures[shard] += 1
         await self._clock.sleep(pause_s)
-
-    async def _is_over(self, stop: asyncio.Event, after_s: float) -> bool:
-        """Wait for a while, at most until `stop`; tell whether it came."""
-        try:
-            await asyncio.wait_for(stop.wait(), after_s)
-        except TimeoutError:
-            return False
-        return True
 
 
 def batches(entries: Iterable[OutcomeEntry], rows_max: int = _ROWS_MAX) -> list[list[OutcomeEntry]]:

@@ -10,11 +10,11 @@ from typing import Final, NamedTuple
 
 from shared import keys
 from shared.archive import Archive, JobRow
-from shared.clock import Clock
+from shared.clock import Clock, is_set_within
 from shared.errors import ArchiveError, QueueError
 from shared.ids import Ids
 from shared.logs import get
-from shared.models import OUTCOMES, Claim, JobSpec, OutcomeEntry, Reason, State, Stopped
+from shared.models import OUTCOMES, Claim, JobSpec, OutcomeEntry, Reason, State
 from shared.queue import Queue
 from shared.settings import Settings
 from worker.senders import Senders
@@ -135,11 +135,8 @@ class Publisher:
                 if not is_lost:
                     _log.warning("publisher.waits", error=str(error))
                 is_lost = True
-            try:
-                await asyncio.wait_for(stop.wait(), _EVERY_S)
-            except TimeoutError:
-                continue
-            return
+            if await is_set_within(stop, _EVERY_S):
+                return
 
     async def look(self, shard: int) -> None:
         """Give a shard the jobs it lacks; one process of the fleet at a time.
@@ -253,16 +250,11 @@ class Publisher:
         for reason, count in (await self._archive.reason_counts(row.id)).items():
             counters[f"by:{reason}"] = count
         await self._stage(row, rebuilt.cursor // row.chunk_size)
-        stopped = Stopped(row.state, row.by, row.reason) if row.state in _STOPPED else None
         # With the mark it had: who raised it and died would leave what is below it in doubt. It
         # comes back near its mark, and is given room as any other job.
         result = await self._queue.restore(
-            spec_of(row, row.reserved), rebuilt.states, rebuilt.cursor, counters, stopped
+            spec_of(row, row.reserved), rebuilt.states, rebuilt.cursor, counters, kept_of(row)
         )
-        if row.receipts_version:
-            await self._queue.totals(
-                row.id, row.receipts_version, row.delivered, row.read, row.undelivered
-            )
         _log.warning(
             "job.restored",
             jobId=row.id,
@@ -292,6 +284,21 @@ class Publisher:
             size += len(chunk)
         if chunks[start:]:
             await self._queue.stage(row.id, first + start, chunks[start:])
+
+
+def kept_of(row: JobRow) -> dict[str, str | int]:
+    """Return what else Redis is told of a job it has lost: how it was stopped, its receipts."""
+    kept: dict[str, str | int] = {}
+    if row.state in _STOPPED:
+        kept |= {"state": row.state, "by": row.by, "reason": row.reason}
+    if row.receipts_version:
+        kept |= {
+            "receipts_version": row.receipts_version,
+            "delivered": row.delivered,
+            "read": row.read,
+            "undelivered": row.undelivered,
+        }
+    return kept
 
 
 def spec_of(row: JobRow, reserved: int) -> JobSpec:

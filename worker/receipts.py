@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from shared import keys
-from shared.clock import Clock
+from shared.clock import Clock, is_set_within
 from shared.errors import ArchiveError, QueueError
 from shared.inbox import Hook, Inbox
 from shared.logs import get
@@ -266,12 +266,12 @@ class Consumer:
 
     async def _take_overs(self, stop: asyncio.Event) -> None:
         cursor = "0-0"
-        while not await _is_over(stop, _STALE_EVERY_S):
+        while not await is_set_within(stop, _STALE_EVERY_S):
             cursor = await self.take_over(cursor, stop)
 
     async def _sweeps(self, stop: asyncio.Event) -> None:
         swept_s = float("-inf")
-        while not await _is_over(stop, _SWEEP_SOON_S):
+        while not await is_set_within(stop, _SWEEP_SOON_S):
             now_s = self._t.clock.monotonic()
             if not self._has_early and now_s - swept_s < _SWEEP_EVERY_S:
                 continue
@@ -291,12 +291,3 @@ class Consumer:
 
 def _said(told: Told) -> list[Status | Wish]:
     return [*told.statuses, *told.wishes]
-
-
-async def _is_over(stop: asyncio.Event, after_s: float) -> bool:
-    """Wait for a while, at most until `stop`; tell whether it came."""
-    try:
-        await asyncio.wait_for(stop.wait(), after_s)
-    except TimeoutError:
-        return False
-    return True

@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
 import re
-import sys
 from hashlib import sha256
 
 import msgspec
-import pytest
 
 from api import passwords
-from api.cli.main import app
 from shared.archive import Archive
-from shared.errors import RequestError
 from shared.sealing import Sealing
 from shared.settings import Settings
+from tests.integration.command import Run, refused
 
 
-async def test_users_keys_and_senders(
-    environ: dict[str, str],
-    settings: Settings,
-    archive: Archive,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-
-    async def run(*words: str, stdin: str = "") -> str:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        await asyncio.to_thread(app, list(words))
-        return capsys.readouterr().out
-
-    async def refused(*words: str, stdin: str = "") -> str:
-        with pytest.raises(RequestError) as caught:
-            await run(*words, stdin=stdin)
-        return str(caught.value)
-
+async def test_users_keys_and_senders(settings: Settings, archive: Archive, run: Run) -> None:
     user_id = await run("user", "add", "A@example.com", "--stdin", stdin="hush " * 4)
     row = await archive.user_by_email("a@example.com")
     assert row is not None
     assert row.id == user_id.strip()
     assert await passwords.verify_password(row.password_hash, "hush " * 4)
-    why = await refused("user", "add", "b@example.com", "--stdin", stdin="short")
+    why = await refused(run, "user", "add", "b@example.com", "--stdin", stdin="short")
     assert "12 to 128" in why
-    await refused("user", "add", "a@example.com", "--stdin", stdin="hush " * 4)
+    await refused(run, "user", "add", "a@example.com", "--stdin", stdin="hush " * 4)
     await run("user", "passwd", "a@example.com", "--stdin", stdin="other words now")
     row = await archive.user_by_email("a@example.com")
     assert row is not None
@@ -62,7 +38,7 @@ async def test_users_keys_and_senders(
     listed = msgspec.json.decode(await run("key", "list", "--json"))
     assert listed[0]["ends_with"] == text[-4:]
     await run("key", "revoke", match[1])
-    await refused("key", "create", "a@example.com", "--scope", "admin")
+    await refused(run, "key", "create", "a@example.com", "--scope", "admin")
 
     words = ("--phone-number-id", "1001", "--stdin")
     await run("sender", "add", "main", *words, stdin="EAAG-token\n")
@@ -81,5 +57,5 @@ async def test_users_keys_and_senders(
     shown = await run("sender", "list")
     assert "main" in shown
     assert "another" not in shown
-    await refused("sender", "rate", "nobody", "1")
-    await refused("sender", "rate", "main", "-1")
+    await refused(run, "sender", "rate", "nobody", "1")
+    await refused(run, "sender", "rate", "main", "-1")

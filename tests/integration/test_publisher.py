@@ -222,12 +222,16 @@ async def test_a_paused_job_comes_back_paused_and_goes_on_when_resumed(
             return (await bench.row(job)).state == "paused"
 
         await eventually(is_paused, within_s=10)
+    await bench.archive._pool.execute(
+        "UPDATE bulk_jobs SET receipts_version = 3, delivered = 2, read = 1 WHERE id = $1", job
+    )
     await bench.queue._commands[0].flushall()
     await bench.queue.prepare(0)
     await bench.publisher.look(0)
     status = (await bench.queue.statuses([job]))[0]
     assert status is not None
     assert (status.state, status.reason) == ("paused", "lunch")
+    assert (status.delivered, status.read) == (2, 1)
     assert await bench.send() == 0
     await bench.queue.control(job, "resume", by="u1")
     await bench.writer.raise_marks(0)

@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
-import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import pytest
 
-from api.cli.main import app
 from api.cli.suppress import read_numbers
 from shared.archive import Archive
-from shared.errors import RequestError
 from shared.ids import Ids
 from shared.office import AuditFilter, Office
 from shared.settings import Settings
+from tests.integration.command import Run, refused
 from tests.integration.desk import Api, session_of
 
-Run = Callable[..., Awaitable[str]]
 ANN, BEN = "+15550000001", "+15550000002"
-
-
-@pytest.fixture
-def run(
-    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Run a command; return what it printed."""
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-
-    async def run(*words: str, stdin: str = "") -> str:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        await asyncio.to_thread(app, list(words))
-        return capsys.readouterr().out
-
-    return run
-
-
-async def refused(run: Run, *words: str, **rest: Any) -> str:
-    with pytest.raises(RequestError) as caught:
-        await run(*words, **rest)
-    return str(caught.value)
 
 
 def test_a_file_is_read_whatever_stands_around_its_numbers() -> None:
