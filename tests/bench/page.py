@@ -57,7 +57,7 @@ _SENT: Final = (
     Column("worker, CPU s per 1,000", _CPU),
     Column("Valkey, CPU s per 1,000", _VALKEY),
     Column("PostgreSQL, CPU s per 1,000", "postgres_cpu_s_per_1000"),
-    Column("commands a message, those in scripts too", "commands_per_message", ".2f"),
+    Column("commands a message", "commands_per_message", ".2f"),
     Column("messages/s", "rate", ",.0f"),
     Column("worker, MB", "rss_mb", ".0f"),
 )

@@ -354,22 +354,26 @@ async def test_idle_connections_are_closed(
         await eventually(lambda: ended, within_s=5)
 
 
-async def test_no_more_connections_than_allowed_and_a_bounded_wait(far: Far, kind: Any) -> None:
+async def test_no_more_connections_than_allowed_and_a_bounded_wait(
+    far: Far, kind: Any, eventually: Callable[..., Awaitable[Any]]
+) -> None:
     gate = asyncio.Event()
+    asked = []
 
     async def script(call: Call) -> None:
         while await call.request():
+            asked.append(1)
             await gate.wait()
             await call.say(answer())
 
     far.script = script
     async with kind(far.url, limit=2, connect_timeout_s=0.2, timeout_s=5) as client:
         tasks = [asyncio.create_task(send(client)) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await eventually(lambda: len(asked) == len(tasks))
         late = await send(client)
         assert (late.kind, late.why) == ("not_sent", "pool")
         waiting = [asyncio.create_task(send(client)) for _ in range(10)]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # each has begun, and found no connection free
         gate.set()
         kinds = {(await task).kind for task in [*tasks, *waiting]}
     assert (kinds, far.calls) == ({"accepted"}, 2)
