@@ -59,11 +59,15 @@ async def nothing_stored(api: Api) -> bool:
 async def test_row_7_depth_is_refused_at_once(api: Api, depth: int) -> None:
     for body in (b"[" * depth, b'{"a":' * depth, b'{"metadata":' + b"[" * depth):
         await problem(await raw_send(api, body), 400, "too_deep")
-        # Of the processor: how long the bytes are on their way is not the decoder's.
-        began = time.process_time()
-        with pytest.raises(MalformedError):
-            decode(body, SendRequest)
-        assert time.process_time() - began < 0.05
+        # Of this thread's processor, the best of three: neither how long the bytes are on their way
+        # nor a collection of all the tests before it is the decoder's.
+        took = []
+        for _ in range(3):
+            began = time.thread_time()
+            with pytest.raises(MalformedError):
+                decode(body, SendRequest)
+            took.append(time.thread_time() - began)
+        assert min(took) < 0.05
 
 
 async def test_row_8_nobody_sets_what_is_ours(api: Api) -> None:
