@@ -35,6 +35,7 @@ _GRAPH_MAX: Final = 65_536
 _GOOD: Final = 200
 _TOKEN: Final = 401
 _TOKEN_CODES: Final = frozenset({0, 10, 190})
+_META_TOKENS: Final = "EAA"
 _NUMBERS: Final = re.compile(r"\d+")
 Json = Annotated[bool, cyclopts.Parameter(name="--json")]
 Level = Literal["ok", "note", "fail"]
@@ -117,7 +118,9 @@ def of_settings(given: Settings) -> list[Finding]:
         out.append(Finding("fail", "settings", "BULK_SECRET_KEY is not set", make))
     if not given.public_url.startswith("https://"):
         text = f"PUBLIC_URL is {given.public_url}: browsers of others cannot log in"
-        out.append(Finding("note", "settings", text, "set it to this site's https origin"))
+        # Where messages are pretended, one may well be alone on this machine.
+        level: Level = "note" if given.is_sandbox else "fail"
+        out.append(Finding(level, "settings", text, "set it to this site's https origin"))
     if given.is_sandbox:
         text = f"GRAPH_BASE_URL is {given.graph_base_url}: messages are pretended"
         out.append(Finding("note", "settings", text, "unset it to send through Meta"))
@@ -191,6 +194,21 @@ def of_clock(off_s: float) -> Finding:
         text = f"{off_s:+.1f} s away from PostgreSQL's"
         return Finding("fail", "clock", text, "let both follow the same NTP servers")
     return Finding("ok", "clock", f"{abs(off_s):.1f} s away from PostgreSQL's")
+
+
+def is_of_meta(token: str) -> bool:
+    """Tell whether a token is one of Meta's, which begin so. Pure.
+
+    >>> is_of_meta("EAAG1x"), is_of_meta("sandbox-token")
+    (True, False)
+    """
+    return token.startswith(_META_TOKENS)
+
+
+def of_real_token(name: str, url: str) -> Finding:
+    """Return what to do about a real token that would go to a sandbox. Pure."""
+    text = f"{name}: its token is one of Meta's, and GRAPH_BASE_URL is {url}"
+    return Finding("fail", "sender", text, "unset GRAPH_BASE_URL; a sandbox takes any made-up word")
 
 
 def of_graph(name: str, status: int, code: int | None) -> Finding:
@@ -269,6 +287,9 @@ async def _senders(given: Settings, rows: Iterable[SenderRow]) -> list[Finding]:
         except SealError as error:
             remedy = f"give the key back, or store the token: `drumbeat sender token {row.name}`"
             out.append(Finding("fail", "sender", f"{row.name}: {error}", remedy))
+            continue
+        if given.is_sandbox and is_of_meta(token):
+            out.append(of_real_token(row.name, given.graph_base_url))
             continue
         version = row.graph_api_version or given.graph_api_version
         path = f"/{version}/{row.phone_number_id}?fields=id"

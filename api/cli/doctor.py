@@ -10,7 +10,7 @@ from typing import Final
 
 import cyclopts
 
-from api.cli.check import Finding, Json, findings, look, report
+from api.cli.check import Finding, Json, findings, is_of_meta, look, report
 from shared import connect
 from shared.archive import Archive, SenderRow
 from shared.errors import DrumbeatError, SealError
@@ -154,6 +154,8 @@ async def _list_of(given: Settings, row: SenderRow) -> Finding:
             token = Sealing(given.bulk_secret_key).open(row.token_sealed)
         except SealError:
             return Finding("note", "templates", f"{row.name}: its token cannot be opened")
+        if given.is_sandbox and is_of_meta(token):
+            return Finding("note", "templates", f"{row.name}: not asked for, see the sender")
         version = row.graph_api_version or given.graph_api_version
         path = f"/{version}/{row.waba_id}/message_templates?fields=name&limit=1"
         status, code = await asyncio.to_thread(look, given, path, token)

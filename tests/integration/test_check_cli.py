@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
+import redis.asyncio
 
 from api.cli import check as looked
 from api.cli.main import app
 from shared.archive import Archive, SenderRow
 from shared.embedded.children import is_open
 from shared.errors import RequestError
+from shared.ids import Ids
+from shared.migrate import steps
 from shared.sealing import Sealing
 from shared.settings import Settings
 from tests.conftest import Processes
 from tests.integration.desk import Api
 
 Eventually = Callable[..., Awaitable[Any]]
-TOKEN = "EAAG-canary"  # noqa: S105 - of a test
+TOKEN = "a-canary"  # noqa: S105 - of a test
 
 
 async def test_check_finds_what_is_wrong_and_says_what_to_do(
@@ -76,6 +81,133 @@ async def test_check_finds_what_is_wrong_and_says_what_to_do(
     code, by = await found()
     assert (code, list(by)) == (1, ["settings"])
     assert "BULK_BATCH_SIZE" in by["settings"][0]["found"]
+
+
+class Seeds:
+    """What can be wrong, one at a time, each put right again."""
+
+    def __init__(
+        self, settings: Settings, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert settings.redis_url
+        assert settings.database_url
+        self._redis, self._database = str(settings.redis_url), str(settings.database_url)
+        self._settings, self._archive = settings, archive
+        self._monkeypatch = monkeypatch
+
+    @asynccontextmanager
+    async def config(self, name: str, value: str) -> AsyncIterator[None]:
+        client: Any = redis.asyncio.Redis.from_url(self._redis, decode_responses=True)
+        before = (await client.config_get(name))[name]
+        await client.config_set(name, value)
+        try:
+            yield
+        finally:
+            await client.config_set(name, before)
+            await client.aclose()
+
+    @asynccontextmanager
+    async def variable(self, name: str, value: str) -> AsyncIterator[None]:
+        with self._monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            yield
+
+    @asynccontextmanager
+    async def old_schema(self, version: str) -> AsyncIterator[None]:
+        connection = await asyncpg.connect(self._database)
+        table = f"{self._settings.database_schema}.schema_migrations"
+        await connection.execute(f"DELETE FROM {table} WHERE version = $1", version)  # noqa: S608 - a test's own
+        try:
+            yield
+        finally:
+            await connection.execute(f"INSERT INTO {table} VALUES ($1)", version)  # noqa: S608 - as above
+            await connection.close()
+
+    @asynccontextmanager
+    async def poor_role(self) -> AsyncIterator[None]:
+        """A role of its own that may do all but change a sender."""
+        role, schema = f"poor_{Ids().object_id('sup')[4:]}", self._settings.database_schema
+        connection = await asyncpg.connect(self._database)
+        await connection.execute(
+            f"CREATE ROLE {role} LOGIN PASSWORD 'pw'; GRANT USAGE ON SCHEMA {schema} TO {role};"
+            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role};"
+            f"REVOKE UPDATE ON {schema}.senders FROM {role}"
+        )
+        where = self._database.rpartition("@")[2]
+        try:
+            async with self.variable("DATABASE_URL", f"postgresql://{role}:pw@{where}"):
+                yield
+        finally:
+            await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+            await connection.close()
+
+    @asynccontextmanager
+    async def token(self, token: str) -> AsyncIterator[None]:
+        sealing = Sealing(self._settings.bulk_secret_key)
+        await self._archive.add_sender(SenderRow("snd_a", "main", "1001", sealing.seal(token)))
+        try:
+            yield
+        finally:
+            good = sealing.seal("good")
+            await self._archive.add_sender(SenderRow("snd_a", "main", "1001", good))
+
+    @asynccontextmanager
+    async def real_token(self) -> AsyncIterator[None]:
+        """One of Meta's, and a sandbox that must not hear of it."""
+        callers: list[object] = []
+        server = await asyncio.start_server(lambda *each: callers.append(each), "127.0.0.1", 0)
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, self.token("EAAG-of-meta"), self.variable("GRAPH_BASE_URL", address):
+            yield
+        assert callers == []
+
+
+async def test_check_finds_each_of_eight_seeded_faults_alone(
+    environ: dict[str, str],
+    settings: Settings,
+    archive: Archive,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    eventually: Eventually,
+) -> None:
+    _, graph, _ = processes.sandbox()
+    await eventually(lambda: is_open(int(graph.rsplit(":", 1)[1])), within_s=20)
+    live = {"GRAPH_BASE_URL": graph, "PUBLIC_URL": "https://bulk.example.org"}
+    for name, value in {**environ, **live}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(looked, "_file_limit", lambda: 65_536)
+    seeds = Seeds(settings, archive, monkeypatch)
+    newest = steps()[-1][0]
+
+    async def faults() -> list[tuple[str, str, str]]:
+        code = await asyncio.to_thread(app, ["check", "--json"])
+        found = msgspec.json.decode(capsys.readouterr().out)
+        failed = [(x["what"], x["found"], x["remedy"]) for x in found if x["level"] == "fail"]
+        assert code == bool(failed)
+        return failed
+
+    # What is wrong; where it is found, what is said of it, and what to do about it.
+    table: list[tuple[AbstractAsyncContextManager[None], str, str, str]] = [
+        (seeds.config("maxmemory-policy", "allkeys-lru"), "redis", "allkeys-lru", "noeviction"),
+        (seeds.config("appendonly", "no"), "redis", "no append-only file", "appendonly yes"),
+        (seeds.old_schema(newest), "postgres", f"lacks {newest}", "drumbeat migrate"),
+        (seeds.poor_role(), "postgres", "UPDATE senders", "GRANT"),
+        (seeds.token("revoked-by-meta"), "sender", "refuses the token (HTTP 401, code 190)",
+         "drumbeat sender token main"),
+        (seeds.variable("BULK_PAUS_MS", "500"), "settings", "did you mean BULK_PAUSE_MS", ""),
+        (seeds.variable("PUBLIC_URL", "http://bulk.example.org"), "settings",
+         "PUBLIC_URL: must begin with https://", ""),
+        (seeds.real_token(), "sender", "GRAPH_BASE_URL is http://127.0.0.1:",
+         "unset GRAPH_BASE_URL"),
+    ]  # fmt: skip
+    async with seeds.token("good"), seeds.config("maxmemory", "1gb"):
+        assert await faults() == []
+        for seed, what, found, remedy in table:
+            async with seed:
+                [(where, said, advice)] = await faults()
+            assert (where, found in said, remedy in advice) == (what, True, True), said
+        assert await faults() == []
 
 
 async def test_disable_and_enable_ask_the_api(

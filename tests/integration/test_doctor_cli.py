@@ -23,7 +23,7 @@ from shared.settings import Settings
 from tests.conftest import Processes, replaced
 
 Eventually = Callable[..., Awaitable[Any]]
-TOKEN = "EAAG-canary"  # noqa: S105 - of a test
+TOKEN = "a-canary"  # noqa: S105 - of a test
 
 
 def test_a_port_is_free_ours_or_anothers() -> None:

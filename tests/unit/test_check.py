@@ -74,11 +74,13 @@ def test_clock_files_and_settings() -> None:
     assert looked.of_files(1024).level == "fail"
     assert looked.of_files(65_536).level == "ok"
     bare = settings.load({}, None)
-    assert levels(looked.of_settings(bare)) == ["fail", "note"]
+    assert levels(looked.of_settings(bare)) == ["fail", "fail"]
     live = {"BULK_SECRET_KEY": "k" * 32, "PUBLIC_URL": "https://example.org"}
     assert levels(looked.of_settings(settings.load(live, None))) == ["ok"]
     tried = {**live, "GRAPH_BASE_URL": "http://sandbox:8080", "ALLOW_VOLATILE": "1"}
     assert levels(looked.of_settings(settings.load(tried, None))) == ["note", "fail"]
+    alone = {"BULK_SECRET_KEY": "k" * 32, "GRAPH_BASE_URL": "http://sandbox:8080"}
+    assert levels(looked.of_settings(settings.load(alone, None))) == ["note", "note"]
 
 
 def test_the_switch_is_a_sentence() -> None:
