@@ -20,6 +20,7 @@ META_GRAPH_URL: Final = "https://graph.facebook.com"
 API_METRICS_PORT: Final = 9464
 WORKER_METRICS_PORT: Final = 9465
 _GRACE_MARGIN_S: Final = 5
+_BEATS_PER_IDLE: Final = 2
 _TICKS_PER_LEASE: Final = 10
 _KEY_BYTES_MIN: Final = 32
 _REDIS_SCHEMES: Final = (
@@ -608,6 +609,11 @@ def _disagreements(s: Settings) -> list[str]:
         (
             s.session_max_s >= s.session_idle_s,
             "SESSION_MAX_S: must be at least SESSION_IDLE_S",
+        ),
+        (
+            s.session_idle_s >= _BEATS_PER_IDLE * s.sse_heartbeat_s,
+            f"SESSION_IDLE_S: must be at least {_BEATS_PER_IDLE} times SSE_HEARTBEAT_S, "
+            "by which an open stream keeps its session",
         ),
         (
             (s.whatsapp_phone_number_id is None) == (s.whatsapp_access_token is None),

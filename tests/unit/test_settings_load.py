@@ -150,6 +150,7 @@ def test_secrets_are_not_shown() -> None:
         ({"WORKER_LEASE_MS": "1900", "WORKER_TICK_MS": "200"}, "WORKER_LEASE_MS"),
         ({"WORKER_GRACE_S": "34"}, "WORKER_GRACE_S"),
         ({"SESSION_MAX_S": "60"}, "SESSION_MAX_S"),
+        ({"SESSION_IDLE_S": "60", "SSE_HEARTBEAT_S": "31"}, "SESSION_IDLE_S"),
         ({"WHATSAPP_ACCESS_TOKEN": "x"}, "WHATSAPP_ACCESS_TOKEN"),
         ({"PUBLIC_URL": "example.org"}, "PUBLIC_URL"),
         ({"PUBLIC_URL": "https://example.org/path"}, "PUBLIC_URL"),
