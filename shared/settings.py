@@ -612,8 +612,7 @@ def _disagreements(s: Settings) -> list[str]:
         ),
         (
             s.session_idle_s >= _BEATS_PER_IDLE * s.sse_heartbeat_s,
-            f"SESSION_IDLE_S: must be at least {_BEATS_PER_IDLE} times SSE_HEARTBEAT_S, "
-            "by which an open stream keeps its session",
+            f"SESSION_IDLE_S: must be at least {_BEATS_PER_IDLE} times SSE_HEARTBEAT_S",
         ),
         (
             (s.whatsapp_phone_number_id is None) == (s.whatsapp_access_token is None),
