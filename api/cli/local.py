@@ -7,6 +7,7 @@ import csv
 import http.client
 import json
 import os
+import shlex
 import signal
 import sys
 import urllib.error
@@ -31,6 +32,7 @@ from shared.settings import Settings, load
 
 EMAIL: Final = "admin@localhost"
 _READY_S: Final = 30
+_TOLD: Final = ("REDIS_URL", "DATABASE_URL", "BULK_SECRET_KEY", "GRAPH_BASE_URL", "PUBLIC_URL")
 _BACKOFF_MAX_S: Final = 10.0
 _FINAL: Final = ("completed", "cancelled")
 _say: Final = Console(stderr=True, highlight=False)
@@ -63,11 +65,11 @@ class Local:
         self._postgres: Postgres | None = None
         self._clock = Clock()
         self._kept = self._secrets()
+        self._given: dict[str, str] = {}
         # They get the environment as it came and read `.env` themselves.
         self.env = dict(os.environ)  # noqa: TID251 - see above
         self._set(
             API_PORT=str(self.port),
-            PUBLIC_URL=self.url,
             BULK_SUBMITS_PER_HOUR_IP="0",
             DRUMBEAT_EXIT_ON_EOF="1",
             PYTHONUNBUFFERED="1",
@@ -75,6 +77,9 @@ class Local:
         )
         if not settings.bulk_secret_key:
             self._set(BULK_SECRET_KEY=self._kept["secret"])
+        # The name of a site that is before us stays; an origin of this machine follows the port.
+        if not settings.public_url.startswith("https://"):
+            self._set(PUBLIC_URL=self.url)
 
     @property
     def password(self) -> str:
@@ -84,6 +89,7 @@ class Local:
     def _set(self, **values: str) -> None:
         """Set variables of the children, and drop the other way each may have been given."""
         self.env.update(values)
+        self._given |= values
         for name in values:
             self.env.pop(f"{name}_FILE", None)
 
@@ -95,6 +101,13 @@ class Local:
         path.touch(mode=0o600)
         path.write_text(json.dumps(made))
         return made
+
+    def _write_variables(self, **more: str) -> None:
+        """Write what other commands need to find this system: `set -a; . .demo/env`."""
+        told = {name: self._given[name] for name in _TOLD if name in self._given} | more
+        path = self.home / "env"
+        path.touch(mode=0o600)
+        path.write_text("".join(f"{name}={shlex.quote(v)}\n" for name, v in told.items()))
 
     async def start(
         self, workers: int, sandbox: list[str] | None, *, has_webhooks: bool = False
@@ -127,7 +140,9 @@ class Local:
                 if not self._settings.whatsapp_app_secret:
                     self._set(WHATSAPP_APP_SECRET=Ids().token())
             await self._listening(self._child("sandbox", "worker.sandbox", words), port)
-        api = self._child("api", "api", METRICS_PORT=str(free_port()))
+        metrics = str(free_port())
+        self._write_variables(DRUMBEAT_URL=self.url, METRICS_PORT=metrics)
+        api = self._child("api", "api", METRICS_PORT=metrics)
         ports = [free_port() for _ in range(workers)]
         for number, port in enumerate(ports, 1):
             child = self._child(f"worker-{number}", "worker", METRICS_PORT=str(port))
