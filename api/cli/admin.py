@@ -32,12 +32,6 @@ key = cyclopts.App(name="key", help="API keys.")
 sender = cyclopts.App(name="sender", help="WhatsApp numbers that messages are sent from.")
 
 
-def register(app: cyclopts.App) -> None:
-    """Add these verbs to `drumbeat`."""
-    for each in (user, key, sender):
-        app.command(each)
-
-
 @user.command(name="add")
 def user_add(
     email: str, /, *, admin: bool = False, stdin: bool = False, file: Path | None = None

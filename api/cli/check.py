@@ -57,11 +57,6 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def register(app: cyclopts.App) -> None:
-    """Add this verb to `drumbeat`."""
-    app.command(check)
-
-
 def check(*, as_json: Json = False) -> int:
     """Look at settings, stores, rights, senders at Graph, clock and limits; 1 on any fault.
 

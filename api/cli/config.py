@@ -11,11 +11,6 @@ from shared import settings
 config = cyclopts.App(name="config", help="The variables that every process reads.")
 
 
-def register(app: cyclopts.App) -> None:
-    """Add these verbs to `drumbeat`."""
-    app.command(config)
-
-
 @config.command
 def check() -> None:
     """Read the variables and `.env` as a process would; 2 with every fault at once."""

@@ -8,9 +8,8 @@ import socket
 from contextlib import closing
 from typing import Final
 
-import cyclopts
-
 from api.cli.check import Finding, Json, findings, is_of_meta, look, report
+from api.cli.health import near
 from shared import connect
 from shared.archive import Archive, SenderRow
 from shared.errors import DrumbeatError, SealError
@@ -20,11 +19,6 @@ from shared.settings import Settings
 
 _OURS_S: Final = 2.0
 _GOOD: Final = 200
-
-
-def register(app: cyclopts.App) -> None:
-    """Add this verb to `drumbeat`."""
-    app.command(doctor)
 
 
 def doctor(*, as_json: Json = False) -> int:
@@ -126,8 +120,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _is_ours(host: str, port: int, path: str) -> bool:
-    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-    connection = http.client.HTTPConnection(near, port, timeout=_OURS_S)
+    connection = http.client.HTTPConnection(near(host), port, timeout=_OURS_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

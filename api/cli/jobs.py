@@ -36,13 +36,6 @@ jobs: Final = cyclopts.App(
 )
 
 
-def register(app: cyclopts.App) -> None:
-    """Add this module's verbs to `drumbeat`."""
-    app.command(jobs)
-    app.command(send)
-    app.command(stats)
-
-
 def _client() -> Client:
     given = settings.load()
     key = given.drumbeat_api_key

@@ -6,13 +6,10 @@ import os
 import sys
 import tempfile
 import traceback
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Final
 
 import cyclopts
 
-from api.cli import local
 from shared.errors import DrumbeatError, RequestError, SettingsError
 
 OK: Final = 0
@@ -28,11 +25,21 @@ app = cyclopts.App(
     version_flags=["--version"],
     result_action="return_value",
 )
-app.command(local.demo)
-app.command(local.up)
-for _name in ("admin", "suppress", "jobs", "pool", "check", "doctor", "config"):
-    if find_spec(f"api.cli.{_name}"):
-        import_module(f"api.cli.{_name}").register(app)
+# By module: a verb costs what its own module costs, and a health check is asked for all day long.
+_VERBS: Final = {
+    "admin": ("key", "sender", "user"),
+    "check": ("check",),
+    "config": ("config",),
+    "doctor": ("doctor",),
+    "health": ("health",),
+    "jobs": ("jobs", "send", "stats"),
+    "local": ("demo", "up"),
+    "pool": ("disable", "enable"),
+    "suppress": ("suppress",),
+}
+for _module, _verbs in _VERBS.items():
+    for _verb in _verbs:
+        app.command(f"api.cli.{_module}:{_verb}", name=_verb)
 
 
 def _become(module: str, words: tuple[str, ...] = ()) -> None:
@@ -75,7 +82,9 @@ def migrate(*, check: bool = False) -> None:
 def main() -> int:
     """Run one command; return its exit code. Never shows a traceback."""
     try:
-        result = app()
+        if sys.argv[1:2] in ([], ["-h"], ["--help"]):
+            _load_all()
+        result = app(sys.argv[1:])
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as end:
@@ -93,6 +102,12 @@ def main() -> int:
             file.write(traceback.format_exc())
         return _say(f"this is a bug of ours; its traces are in {file.name}", BUG)
     return result if isinstance(result, int) else OK
+
+
+def _load_all() -> None:
+    """Load every verb: what each does is shown by the list of all, and stands in its module."""
+    for verb in app:
+        app[verb]
 
 
 def _say(error: object, code: int) -> int:

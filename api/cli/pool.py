@@ -17,12 +17,6 @@ Json = Annotated[bool, cyclopts.Parameter(name="--json")]
 HELD: Final = 1
 
 
-def register(app: cyclopts.App) -> None:
-    """Add these verbs to `drumbeat`."""
-    app.command(disable)
-    app.command(enable)
-
-
 def disable(*, reason: str | None = None, as_json: Json = False) -> int:
     """Stop all sending until `enable`; nothing is lost, and reading goes on.
 

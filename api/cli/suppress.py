@@ -40,11 +40,6 @@ class Read(NamedTuple):
     wrong: list[tuple[int, str]]
 
 
-def register(app: cyclopts.App) -> None:
-    """Add these verbs to `drumbeat`."""
-    app.command(suppress)
-
-
 def phone_of(text: str, region: str | None) -> int:
     """Return a number as it is kept; 0 when it is none.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from api.cli.main import app
+from api.cli.main import app, main
 from shared.errors import SettingsError
 from shared.settings import example, table
 
@@ -32,3 +33,13 @@ def test_check_names_every_fault_at_once(
     (tmp_path / ".env").write_text(example())
     app(["config", "check"])
     assert capsys.readouterr().out == "the settings are complete\n"
+
+
+def test_the_list_of_all_verbs_says_what_each_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["drumbeat", "--help"])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    for words in ("health       Ask the management port", "suppress     People who are not"):
+        assert words in shown
