@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from shared import connect, settings
 from shared.archive import Archive
+from shared.errors import DrumbeatError
 from shared.ids import Ids
 from shared.office import Office
 
@@ -42,6 +44,22 @@ def with_stores(act: Callable[[Archive, Office], Awaitable[_T]]) -> _T:
             await pool.close()
 
     return asyncio.run(run())
+
+
+@asynccontextmanager
+async def audited(
+    archive: Archive, action: str, object_id: str, reason: str = ""
+) -> AsyncGenerator[list[str]]:
+    """Write an act of several transactions before and after; yields where its result is put."""
+    # The first row stays should we not live to write the second.
+    await archive.audit(ACTOR, action, object_id, "asked", reason=reason)
+    said: list[str] = []
+    try:
+        yield said
+    except DrumbeatError:
+        await archive.audit(ACTOR, action, object_id, "failed", reason=", ".join(said))
+        raise
+    await archive.audit(ACTOR, action, object_id, "ok", reason=", ".join(said))
 
 
 def print_line(text: str) -> None:

@@ -35,6 +35,7 @@ _VERBS: Final = {
     "jobs": ("jobs", "send", "stats"),
     "local": ("demo", "up"),
     "pool": ("disable", "enable"),
+    "purge": ("purge",),
     "suppress": ("suppress",),
 }
 for _module, _verbs in _VERBS.items():
