@@ -21,6 +21,7 @@ dir {folder}
 appendonly yes
 appendfsync {fsync}
 save ""
+maxmemory 1gb
 maxmemory-policy noeviction
 set-proc-title no
 """

@@ -25,6 +25,8 @@ async def test_a_killed_valkey_holds_what_it_had_and_evicts_nothing(tmp_path: Pa
         await client.config_set("appendfsync", "always")
         await client.set("a", 1)
         assert (await client.config_get("maxmemory-policy"))["maxmemory-policy"] == "noeviction"
+        # It refuses before the system kills it.
+        assert (await client.config_get("maxmemory"))["maxmemory"] == str(1 << 30)
     await server.kill()
     await server.start()
     async with redis.asyncio.Redis.from_url(server.url) as client:
