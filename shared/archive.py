@@ -489,6 +489,12 @@ class Archive:
         return [row["id"] for row in await self._pool.fetch(SQL["same_template"], job_id)]
 
     @guarded
+    async def jobs_of_template(self, waba_id: str, name: str, language: str) -> list[str]:
+        """Return the unfinished jobs of a WABA with this template and language."""
+        rows = await self._pool.fetch(SQL["jobs_of_template"], waba_id, name, language)
+        return [row["id"] for row in rows]
+
+    @guarded
     async def add_job(self, job: NewJob) -> None:
         """Accept a job with all its recipients: one INSERT.
 

@@ -141,6 +141,9 @@ class WorkerMetrics(_Both):
             "archive_flush_seconds", "One transaction of the archive writer", B1
         )
         self.webhooks_total = counter("webhooks_total", "Webhooks worked off", "result")
+        self.notices_total = counter(
+            "notices_total", "What was told of templates, accounts and numbers", "field", "action"
+        )
         # Bound here because the path of a message must not pay for the look-up (pitfalls O2).
         attempts = self.attempts_total.labels
         self.attempt_accepted = attempts("accepted")

@@ -241,7 +241,16 @@ class Queue:
     async def control(
         self, job_id: str, action: str, *, by: str = "", reason: str = "", value: str = ""
     ) -> ControlResult:
-        """Pause, resume, cancel or expire a job, or change its rate, priority or times."""
+        """Pause, resume, cancel or expire a job, or change its rate, priority or times.
+
+        Args:
+            job_id: which.
+            action: what is to become of it.
+            by: who wants it; `system` when nobody does.
+            reason: why; a job shows it while it is paused.
+            value: of rate, priority and times; with `resume`, the reasons for which `system` may
+                have paused it, by spaces: a job that is paused for another stays as it is.
+        """
         kind, state, version, event = await self._run(
             "control", keys.shard_of(job_id), job_id, action, by, reason, value
         )

@@ -18,6 +18,7 @@ from shared.errors import QueueError
 from shared.ids import Ids
 from shared.inbox import Inbox
 from shared.metrics import WorkerMetrics
+from shared.notices import Notices
 from shared.queue import Queue
 from shared.receipts import Receipts
 from shared.sealing import Sealing
@@ -29,6 +30,7 @@ from worker.graph_lists import ListReader
 from worker.graph_thin import ThinGraphClient
 from worker.health import checks
 from worker.log_writer import LogWriter
+from worker.noticeboard import Noticeboard
 from worker.pool import Pool
 from worker.publisher import Publisher
 from worker.receipts import Consumer
@@ -83,6 +85,8 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         suppressions = Suppressions(archive, listed, clock)
         await suppressions.refresh()
         scopes = Scopes(queue, archive, senders, pulse, clock, waits)
+        templates = Templates(pool)
+        lists = Lists(templates, ListReader(settings), senders, clock)
         tools = Tools(
             queue,
             graph,
@@ -98,6 +102,7 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
             scopes.act,
             waits,
             listed,
+            lists.doubt,
         )
         slots = Pool(tools, settings.worker_slots)
         await stack.enter_async_context(_management(tools, archive, slots))
@@ -107,13 +112,21 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         writer = LogWriter(queue, archive, settings, clock, metrics, worker)
         publisher = Publisher(queue, archive, settings, clock, ids, senders)
         pulse.bring_back = publisher.bring_back
+        board = Noticeboard(Notices(pool), templates, scopes, senders, metrics)
         consumer = Consumer(
             ReceiptTools(
-                queue, inbox, Receipts(pool), senders, scopes, clock, metrics, tools.opaque_key
+                queue,
+                inbox,
+                Receipts(pool),
+                senders,
+                scopes,
+                board,
+                clock,
+                metrics,
+                tools.opaque_key,
             ),
             worker,
         )
-        lists = Lists(Templates(pool), ListReader(settings), senders, clock)
         sides = [writer.run, publisher.run, senders.run, suppressions.run, consumer.run, lists.run]
         await _together(stop, tools, slots, pulse, archive, sides)
 

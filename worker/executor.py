@@ -48,6 +48,8 @@ TRIP_AGE_S: Final = 0.05  # what the breaker counts is told sooner: each one mor
 POISON_FROM: Final = 3  # from this delivery on a claim runs with windows of one
 _REPORT_PAUSE_S: Final = 0.5
 _MESSAGES_MAX: Final = 256
+# The template is not as the list has it: parameters, absent, paused, disabled.
+OF_TEMPLATES: Final = frozenset({132000, 132001, 132015, 132016})
 KNOWN_CODES: Final = frozenset(row.code for row in ROWS)
 _log = get("worker.executor")
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -151,6 +153,10 @@ def _action_label(decision: Decision) -> str:
 Scopes = Callable[[str, Sender, Decision, Answer], Awaitable[None]]
 
 
+def _believe(_waba_id: str) -> None:
+    """Doubt nothing: nobody keeps a list of templates."""
+
+
 class Graph(Protocol):
     """The door to Graph; `worker.graph` and `worker.graph_thin` are two of it."""
 
@@ -175,6 +181,7 @@ class Tools(NamedTuple):
     on_scope: Scopes
     waits: Waits = WAITS
     listed: Listed = NOBODY
+    doubt: Callable[[str], None] = _believe
 
 
 async def _set_within(event: asyncio.Event, wait_s: float) -> None:
@@ -496,6 +503,8 @@ class Executor:
             action = _action_label(decision)
             metrics.message_errors_total.labels(code, action).inc()
             self._t.refusals.add(self._claim.job, answer.code, answer.http_status, action)
+            if answer.code in OF_TEMPLATES and self._sender is not None:
+                self._t.doubt(self._sender.waba_id)
 
     def _tell_accepted(self) -> None:
         # Counted by windows: a counter's lock for each message is 2 % of what it costs.

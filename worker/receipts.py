@@ -19,6 +19,7 @@ from shared.metrics import WorkerMetrics
 from shared.models import Answer, Claim, Detail, Fact, State, Status
 from shared.queue import Queue
 from shared.receipts import FAILED, Found, Receipts
+from worker.noticeboard import Noticeboard
 from worker.retry import decide_late
 from worker.scopes import Scopes
 from worker.senders import Senders
@@ -47,6 +48,7 @@ class Tools(NamedTuple):
         receipts: where they end.
         senders: which numbers are ours.
         scopes: stops whom a failure concerns beyond its recipient.
+        board: takes what is told of templates, accounts and numbers.
         clock: pauses.
         metrics: of this worker.
         opaque_key: of the value that goes with each message.
@@ -57,6 +59,7 @@ class Tools(NamedTuple):
     receipts: Receipts
     senders: Senders
     scopes: Scopes
+    board: Noticeboard
     clock: Clock
     metrics: WorkerMetrics
     opaque_key: bytes
@@ -133,7 +136,7 @@ class Consumer:
         while waiting:
             batch = waiting[0]
             try:
-                told = [read(hook.body, self._t.opaque_key) for hook in batch]
+                told = [read(hook.body, self._t.opaque_key, _came_s(hook.entry)) for hook in batch]
                 await self._apply(told)
                 await self._t.inbox.ack([hook.entry for hook in batch])
             except (ArchiveError, QueueError) as error:
@@ -168,6 +171,9 @@ class Consumer:
             await self._settle(statuses[start : start + _AT_ONCE_MAX])
         for wish in sorted(wishes, key=attrgetter("at_ms")):
             await self._t.receipts.wish(wish.phone, wish.at_ms, is_stop=wish.is_stop)
+        notices = [notice for each in told for notice in each.notices]
+        for notice in sorted(notices, key=attrgetter("at_s")):
+            foreign += not await self._t.board.take(notice)
         if foreign:
             self._t.metrics.webhooks_total.labels("foreign").inc(foreign)
             _log.warning("webhook.foreign", count=foreign)
@@ -287,6 +293,11 @@ class Consumer:
         pause_s = min(_PAUSE_MAX_S, _PAUSE_S * 2.0 ** min(self._failures, 10))
         self._failures += 1
         await self._t.clock.sleep(pause_s)
+
+
+def _came_s(entry: str) -> int:
+    """Return when an entry of the inbox was made, epoch: the first half of its id is in ms."""
+    return int(entry.partition("-")[0]) // 1000
 
 
 def _said(told: Told) -> list[Status | Wish]:

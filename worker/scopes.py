@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from shared.archive import Archive, SenderRow
@@ -112,6 +113,45 @@ class Scopes:
         """
         await self._act(job, sender, decision, answer, is_once=True)
 
+    async def pause_template(self, waba_id: str, name: str, language: str, code: str) -> None:
+        """Pause every job that uses a template, as a send that meets `code` would.
+
+        Raises:
+            ArchiveError, QueueError: not all are paused; ask again.
+        """
+        jobs = await self._archive.jobs_of_template(waba_id, name, language)
+        await self._pause_each(jobs, f"template_paused:{code}")
+
+    async def open_template(
+        self, waba_id: str, name: str, language: str, codes: Sequence[str]
+    ) -> None:
+        """Let go on what a template's state, told by one of `codes`, has paused, and nothing else.
+
+        Raises:
+            ArchiveError, QueueError: not all go on; ask again.
+        """
+        reasons = " ".join(f"template_paused:{code}" for code in codes)
+        for job in await self._archive.jobs_of_template(waba_id, name, language):
+            done = await self._queue.control(
+                job, "resume", by="system", reason="template_approved", value=reasons
+            )
+            if done.kind == "ok":
+                _log.info("job.resumed", jobId=job, reason="template_approved")
+
+    async def pause_account(self, waba_id: str, why: str) -> None:
+        """Pause every sender of a WhatsApp business account.
+
+        Raises:
+            ArchiveError, QueueError: not all are paused; ask again.
+        """
+        pause = Decision("back", scope_action="pause", scope="waba")
+        # Told once: who was let go on a moment ago is not to be missed.
+        await self._senders.refresh()
+        rows = self._senders.rows_of_waba(waba_id)
+        sender = self._senders.named(rows[0].id) if rows else None
+        if sender is not None:
+            await self._stop(sender, pause, f"waba:{why}", is_once=True)
+
     async def _act(
         self,
         job: str,
@@ -139,11 +179,14 @@ class Scopes:
             _log.error("job.paused", jobId=job, reason=reason)
         elif not is_once:
             return  # whoever paused it has seen to the others
-        others = await self._archive.same_template(job) if scope == "template" else []
-        for other in others:
-            done = await self._queue.control(other, "pause", by="system", reason=reason)
+        if scope == "template":
+            await self._pause_each(await self._archive.same_template(job), reason)
+
+    async def _pause_each(self, jobs: list[str], reason: str) -> None:
+        for job in jobs:
+            done = await self._queue.control(job, "pause", by="system", reason=reason)
             if done.kind == "ok":
-                _log.error("job.paused", jobId=other, reason=reason)
+                _log.error("job.paused", jobId=job, reason=reason)
 
     async def _stop(
         self, sender: Sender, decision: Decision, why: str, *, is_once: bool = False

@@ -15,6 +15,7 @@ from worker.senders import Sender, Senders
 _LOOK_S: Final = 1.0
 _EVERY_S: Final = 300.0
 _AGAIN_S: Final = 60.0  # after a try that failed
+_DOUBTED_S: Final = 60.0  # a list that refusals cast doubt on is asked for once in this time
 _TOKENS_MAX: Final = 3
 _log = get("worker.templates")
 
@@ -37,6 +38,16 @@ class Lists:
         self._reader = reader
         self._senders = senders
         self._clock = clock
+        self._doubted: set[str] = set()
+        self._not_before_s: dict[str, float] = {}
+
+    def doubt(self, waba_id: str) -> None:
+        """Have a list read again within a second: an answer of Graph shows that it is old.
+
+        May be called for each message; it asks nobody.
+        """
+        if waba_id:
+            self._doubted.add(waba_id)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look every second until `stop`; a list that is being fetched then is left."""
@@ -64,10 +75,19 @@ class Lists:
         Raises:
             ArchiveError: PostgreSQL is away; the next look goes on.
         """
+        await self._ask_for_doubted()
         accounts = self._senders.accounts()
         if accounts:
             due = await self._templates.due(list(accounts))
             await asyncio.gather(*(self._renew(waba_id, accounts[waba_id]) for waba_id in due))
+
+    async def _ask_for_doubted(self) -> None:
+        now_s = self._clock.monotonic()
+        for waba_id in sorted(self._doubted):
+            if now_s >= self._not_before_s.get(waba_id, now_s):
+                await self._templates.ask(waba_id)
+                self._not_before_s[waba_id] = now_s + _DOUBTED_S
+                self._doubted.discard(waba_id)
 
     async def _renew(self, waba_id: str, senders: list[Sender]) -> None:
         if not await self._templates.take(waba_id, WHOLE_S):

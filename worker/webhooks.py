@@ -12,12 +12,15 @@ import msgspec
 from shared.models import Status
 from shared.opaque import place_of
 from worker.answer import DETAILS_MAX, mask_numbers
+from worker.notices import FIELDS, Notice, notice_of
 
 # By Meta's word, as `campaign_logs` counts rungs. A played voice message has been read.
 RUNGS: Final = {"sent": 0, "failed": 2, "delivered": 3, "read": 4, "played": 4}
 _OBJECT: Final = "whatsapp_business_account"
+_OF_MESSAGES: Final = ("messages", "user_preferences")
 _WAMID: Final = re.compile(r"\A[!-~]{1,256}\Z")
 _SECONDS: Final = re.compile(r"\A[0-9]{1,11}\Z")
+_ACCOUNT: Final = re.compile(r"\A[A-Za-z0-9_]{1,64}\Z")
 _PERSON: Final = re.compile(r"\A[0-9]{5,15}\Z")
 _CODE_MAX: Final = 2**31
 _T = TypeVar("_T")
@@ -36,11 +39,13 @@ class Told(msgspec.Struct, frozen=True):
     """What one body says.
 
     Attributes:
-        odd: what cannot be used: `unreadable` or `foreign` → how often.
+        notices: what is said of templates, accounts and numbers.
+        odd: what cannot be used: `unreadable`, `foreign` or `ignored` → how often.
     """
 
     statuses: list[Status]
     wishes: list[Wish]
+    notices: list[Notice]
     odd: Counter[str]
 
 
@@ -60,6 +65,8 @@ class _Change(msgspec.Struct):
 
 
 class _Entry(msgspec.Struct):
+    id: Any = None
+    time: Any = None
     changes: list[msgspec.Raw] = []
 
 
@@ -95,17 +102,18 @@ _status: Final = _decoder(_Status)
 _preference: Final = _decoder(_Preference)
 
 
-def read(body: bytes, opaque_key: bytes) -> Told:
+def read(body: bytes, opaque_key: bytes, came_s: int = 0) -> Told:
     """Return what a body says; one part that cannot be read spoils none of the others.
 
     Args:
         body: as Meta sent it.
         opaque_key: that our messages' opaque values were made with.
+        came_s: when it came, epoch; for notices that do not say when they were told.
 
     >>> read(b"{}", b"k").odd
     Counter({'unreadable': 1})
     """
-    told = Told([], [], Counter())
+    told = Told([], [], [], Counter())
     whole = _part(_body, body, told)
     if whole is None:
         return told
@@ -114,12 +122,29 @@ def read(body: bytes, opaque_key: bytes) -> Told:
         return told
     for entry in _parts(_entry, whole.entry, told):
         for change in _parts(_change, entry.changes, told):
-            if change.field not in ("messages", "user_preferences"):
+            if change.field in FIELDS:
+                _notice(entry, change, came_s, told)
+                continue
+            if change.field not in _OF_MESSAGES:
+                told.odd["ignored"] += 1
                 continue
             value = _part(_value, change.value, told)
             if value is not None:
                 _take(value, opaque_key, told)
     return told
+
+
+def _notice(entry: _Entry, change: _Change, came_s: int, told: Told) -> None:
+    waba_id, at_ms = str(entry.id), _ms(entry.time)
+    at_s = came_s if at_ms is None else at_ms // 1000
+    try:
+        notice = notice_of(waba_id, at_s, change.field, change.value)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        notice = None
+    if notice is None or not _ACCOUNT.match(waba_id):
+        told.odd["unreadable"] += 1
+        return
+    told.notices.append(notice)
 
 
 def _take(value: _Value, opaque_key: bytes, told: Told) -> None:
@@ -162,9 +187,10 @@ def _part(decoder: msgspec.json.Decoder[_T], part: bytes | msgspec.Raw, told: To
         return None
 
 
-def _ms(timestamp: str | int) -> int | None:
+def _ms(timestamp: object) -> int | None:
     """Return Meta's Unix seconds as ms; None when no calendar of ours has them."""
-    return int(timestamp) * 1000 if _SECONDS.match(str(timestamp)) else None
+    text = str(timestamp)
+    return int(text) * 1000 if _SECONDS.match(text) else None
 
 
 def _failure(errors: object) -> tuple[int | None, str | None]:

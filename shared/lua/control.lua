@@ -3,14 +3,15 @@
 --
 -- KEYS[1]  P gate    declares the shard's slot
 -- ARGV[1]  P         ARGV[2]  job id      ARGV[3]  pause | resume | cancel | expire | rate | priority | times
--- ARGV[4]  by        ARGV[5]  reason      ARGV[6]  value: rate, weight, or `scheduled_ms expires_ms`
+-- ARGV[4]  by        ARGV[5]  reason      ARGV[6]  value: rate, weight, `scheduled_ms expires_ms`, or
+--          with resume: only when the system has paused it for one of these reasons
 -- Writes   P job:<id>, P job:<id>:states, P job:<id>:again, P sender:<id>, P sender:<id>:jobs,
 --          P outcomes, P events, P changed, P timers, P turns, P ready, P low, P minute:<n>
 -- Returns  {ok | same | conflict | gone, state, version, event}
 -- Repeat   a state machine: the second call finds the state it made
 -- Cost     O(recipients) in one string operation, and 200 members of `again`
 local id, act, k = ARGV[2], ARGV[3], job_key(ARGV[2])
-local h = call('HMGET', k, 'state', 'sender', 'scheduled_ms', 'expires_ms', 'rate', 'weight')
+local h = call('HMGET', k, 'state', 'sender', 'scheduled_ms', 'expires_ms', 'rate', 'weight', 'by', 'reason')
 local state = h[1]
 if not state then return {'gone', '', '0', ''} end
 
@@ -28,11 +29,22 @@ local function become(new)
 end
 
 if act == 'pause' then
-  if state == 'paused' then return answer('same') end
+  if state == 'paused' then
+    -- What the system may let go on by itself becomes his who wants it paused too.
+    local is_for_template = h[7] == 'system' and string.sub(h[8] or '', 1, 16) == 'template_paused:'
+    if ARGV[4] == 'system' or not is_for_template then return answer('same') end
+    call('HSET', k, 'by', ARGV[4], 'reason', ARGV[5])
+    call('HINCRBY', k, 'version', 1)
+    tell_state(id)
+    note(id, false)
+    return answer('ok')
+  end
   if ENDED[state] or state == 'cancelling' then return answer('conflict') end
   become('paused')
 elseif act == 'resume' then
   if state ~= 'paused' then return answer('conflict') end
+  local is_his = h[7] == 'system' and string.find(' ' .. ARGV[6] .. ' ', ' ' .. (h[8] or '') .. ' ', 1, true)
+  if ARGV[6] ~= '' and not is_his then return answer('conflict') end
   call('HDEL', k, 'trips', 'trip_run', 'trip_code')
   local done = call('HMGET', k, 'sent', 'failed', 'skipped', 'unknown', 'cancelled')
   call('HSET', k, 'since', int(num(done[1]) + num(done[2]) + num(done[3]) + num(done[4]) + num(done[5])))

@@ -43,11 +43,13 @@ from shared.inbox import Inbox
 from shared.management import Checks
 from shared.metrics import ApiMetrics, WorkerMetrics
 from shared.models import RANK, Claim, State, state_of
+from shared.notices import Notices
 from shared.phone import PossibleLengths
 from shared.queue import Queue
 from shared.scripts import Script
 from shared.sealing import Sealing
 from shared.settings import Settings
+from shared.templates import Templates
 from tests.faults.post import FaultyReceipts, is_worked_off
 from tests.faults.provider import Provider
 from tests.faults.world import (
@@ -65,6 +67,7 @@ from tests.faults.world import (
 from tests.oracle import Accepted, Evidence, Violation, examine
 from worker.executor import Jobs, Tools
 from worker.log_writer import LogWriter
+from worker.noticeboard import Noticeboard
 from worker.pool import Pool
 from worker.publisher import Publisher
 from worker.receipts import Consumer
@@ -82,6 +85,7 @@ READS_MAX: Final = 50  # between two ticks; ten recipients take five
 # How long each turn of a drain is followed by nothing: a lease, the archive's 30 s, back-offs.
 WAITS_MS: Final = (1_000, 11_000, 11_000, 31_000, 11_000, 31_000, 61_000, 11_000, 700_000,
                    11_000, 1_100_000, 11_000, 90_000_000, *[11_000] * 9)  # fmt: skip
+ROUNDS_MAX: Final = 10  # of those turns
 # Time passes by moving the past away: the server's clock itself cannot be set.
 _LATER: Final = """#!lua flags=allow-oom
 local P, ms, live = ARGV[1], tonumber(ARGV[2]), {}
@@ -202,6 +206,13 @@ class Worker:
                 stage.receipts,
                 self.senders,
                 scopes,
+                Noticeboard(
+                    Notices(stage.pool),
+                    Templates(stage.pool),
+                    scopes,
+                    self.senders,
+                    stage.worker_metrics,
+                ),
                 clock,
                 stage.worker_metrics,
                 tools.opaque_key,
@@ -646,8 +657,18 @@ class Stage:
         return not await self.redis.xlen(keys.ready(0))
 
     async def drain(self) -> None:
-        """Take turns until every job has ended, nobody stands still, and all have left."""
-        for count, wait_ms in enumerate(WAITS_MS):
+        """Take turns until every job has ended, nobody stands still, and all have left.
+
+        Who is refused again and again by what an operator then sets right takes more than one
+        round of them: as many as bring somebody to another answer.
+        """
+        answers = -1
+        for count, wait_ms in enumerate(islice(cycle(WAITS_MS), ROUNDS_MAX * len(WAITS_MS))):
+            if count % len(WAITS_MS) == 0:
+                if answers == len(self.provider.ledger):
+                    self.notes.append(("liveness", "a round of turns brought nobody on"))
+                    break
+                answers = len(self.provider.ledger)
             await self.turn()
             if count and count % PATIENCE == 0:  # whoever stands still may hold what all wait for
                 for life in await self._wake(is_late=True):

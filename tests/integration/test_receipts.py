@@ -22,6 +22,7 @@ from shared.connect import open_postgres
 from shared.ids import Ids
 from shared.inbox import Inbox
 from shared.metrics import WorkerMetrics
+from shared.notices import Notices
 from shared.models import Chunk, Detail, Fact, Intent, JobSpec, Reason, State, state_of
 from shared.opaque import opaque_of
 from shared.queue import Queue
@@ -29,7 +30,9 @@ from shared.receipts import Receipts
 from shared.results import RecipientFilter, Results
 from shared.sealing import Sealing
 from shared.settings import Settings
+from shared.templates import Templates
 from worker.log_writer import LogWriter
+from worker.noticeboard import Noticeboard
 from worker.receipts import Consumer, Tools
 from worker.scopes import Scopes
 from worker.senders import Senders
@@ -53,12 +56,15 @@ class Post:
         sealing = Sealing(settings.bulk_secret_key)
         self.senders = Senders(self.archive, queue, settings, sealing, clock)
         pulse = Pulse(queue, "w1", settings, clock, metrics)
+        scopes = Scopes(queue, self.archive, self.senders, pulse, clock)
+        self.templates = Templates(pool)
         self.tools = Tools(
             queue,
             self.inbox,
             Receipts(pool),
             self.senders,
-            Scopes(queue, self.archive, self.senders, pulse, clock),
+            scopes,
+            Noticeboard(Notices(pool), self.templates, scopes, self.senders, metrics),
             clock,
             metrics,
             KEY,

@@ -103,3 +103,10 @@ JOIN senders t ON t.id = o.sender_id
 WHERE j.id = $1 AND o.id <> j.id AND o.state NOT IN ('completed', 'cancelled')
   AND (t.id = s.id OR t.waba_id = s.waba_id)
 ORDER BY o.number;
+
+-- name: jobs_of_template
+-- Unfinished ones; a template belongs to a WABA.
+SELECT j.id FROM bulk_jobs j JOIN senders s ON s.id = j.sender_id
+WHERE s.waba_id = $1 AND j.template_name = $2 AND j.template_language = $3
+  AND j.state NOT IN ('completed', 'cancelled')
+ORDER BY j.number;
