@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import fields
 from functools import partial
+from itertools import cycle, islice
 from logging import ERROR
 from typing import Any, Final, NamedTuple
 
