@@ -17,9 +17,10 @@ OBJECTS: dict[tuple[str, str], dict[str, Any]] = {
     (each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(FILE.read_text())
 }
 PODS = {
-    name: each["spec"]["template"] for (_, name), each in OBJECTS.items() if "template" in
-    each.get("spec", {})
-}  # fmt: skip
+    name: each["spec"]["template"]
+    for (kind, name), each in OBJECTS.items()
+    if kind in {"Deployment", "Job"}
+}
 SECRETS = {
     "REDIS_URL": "rediss://:x@redis.example.org",
     "DATABASE_URL": "postgresql://x@postgres.example.org/drumbeat",
