@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from typing import Final
 
 import msgspec
@@ -19,7 +17,7 @@ from api.resources import resources
 from api.roster import Person
 from api.router import Route, query_of
 from api.wire import refuse
-from shared.phone import e164
+from shared.phone import e164, mark
 from shared.results import HistoryRow
 
 
@@ -100,8 +98,7 @@ async def list_history(request: web.Request) -> web.Response:
     limit, phone = limit_of(query), phone_of(query.get("to", ""))
     scope = wire.canonical([asker.user_id, "history", phone])
     before = number_of(query["cursor"], scope, made.secret) if "cursor" in query else 0
-    mark = hmac.new(made.secret, str(phone).encode(), hashlib.sha256).hexdigest()[:8]
-    await note(request, made, asker, "recipient.read", f"p_{mark}", "ok")
+    await note(request, made, asker, "recipient.read", mark(phone, made.secret), "ok")
     rows = await made.results.history(phone, asker.owner, before, limit + 1)
     has_more, rows = len(rows) > limit, rows[:limit]
     cursor = cursor_of(rows[-1].job_number, scope, made.secret) if has_more else None

@@ -38,6 +38,7 @@ class Recipient(msgspec.Struct, frozen=True):
     """One recipient of a job and what he came to.
 
     Attributes:
+        to: '' once the number was erased.
         outcome: None = nothing yet.
         reason: `graph`, or our own word; None with `sent` and without an outcome.
         code: Graph's.
@@ -79,7 +80,7 @@ def recipient_of(row: ResultRow, person: Person) -> Recipient:
         error = row_of(row.code, _REFUSED).meaning
     return Recipient(
         position=row.position,
-        to=f"+{person.phone}",
+        to=f"+{person.phone}" if person.phone else "",
         ref=person.ref,
         outcome=row.outcome,
         reason=reason,

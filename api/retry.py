@@ -41,6 +41,7 @@ _REASONS: Final = {int(reason): reason.name.lower() for reason in Reason}
 IN_RETRY: Final = "in_retry"
 SENT_BY_RETRY: Final = "sent_by_retry"
 UNKNOWN_IN_RETRY: Final = "unknown_in_retry"
+ERASED: Final = "erased"
 _log: Final = logs.get("api.jobs")
 
 
@@ -60,7 +61,7 @@ class Excluded(msgspec.Struct, frozen=True):
 
     Attributes:
         code: Graph's, or `in_retry` (an unfinished one has them), `sent_by_retry`,
-            `unknown_in_retry`.
+            `unknown_in_retry`, `erased` (nobody knows the number any more).
         not_before: when a retry takes all of them; None = never, or not yet known.
     """
 
@@ -290,13 +291,13 @@ async def _choose(
             for found in await snapshot.window(first, last, what, WINDOW):
                 if not is_named(found, body.codes):
                     continue
-                verdict = marks.get(found.position)
+                person = roster.at(found.position)
+                verdict = marks.get(found.position) if person.phone else Verdict(ERASED)
                 if verdict is None and body.scope == "failed":
                     verdict = verdict_of(found, now_ms)
                 if verdict is not None:
                     tally.add(verdict)
                     continue
-                person = roster.at(found.position)
                 people.phones.append(person.phone)
                 people.refs.append(person.ref)
                 people.origins.append(found.position)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -25,7 +25,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Person(NamedTuple):
-    """One recipient of a job; `origin` -1 = of no other job."""
+    """One recipient of a job; `phone` 0 = was erased, `origin` -1 = of no other job."""
 
     phone: int
     values: list[str] | None
@@ -84,6 +84,29 @@ class People:
         ]
 
 
+def without(chunks: list[bytes], size: int, positions: Sequence[int]) -> list[bytes]:
+    """Return a job's chunks with these recipients blanked: number 0, no values, no ref. Pure.
+
+    Their places stay, and where they stem from: everybody else's hang on them.
+
+    Args:
+        chunks: encoded, as `archive.unpack_blob` returns them.
+        size: recipients a chunk.
+        positions: who is to go.
+    """
+    kept = list(chunks)
+    for position in positions:
+        number, index = divmod(position, size)
+        chunk = _decode(kept[number])
+        chunk.phones[index] = 0
+        if chunk.values is not None:
+            chunk.values[index] = [""] * len(chunk.values[index])
+        if chunk.refs is not None:
+            chunk.refs[index] = None
+        kept[number] = _encode(chunk)
+    return kept
+
+
 class Roster:
     """A job's recipients by position; a chunk is decoded when it is first asked for.
 
@@ -120,7 +143,8 @@ class Roster:
         return [
             position
             for position, (phone, ref) in enumerate(self._pairs())
-            if (is_number and digits in str(phone)) or (ref is not None and word in ref.casefold())
+            if (is_number and phone and digits in str(phone))
+            or (ref is not None and word in ref.casefold())
         ]
 
     def _pairs(self) -> Iterator[tuple[int, str | None]]:

@@ -171,9 +171,12 @@ async def _of_job(
 
 def _job_slices(roster: Roster, names: list[str], positions: list[int]) -> Slices:
     for at in range(0, len(positions), SLICE):
-        rows = []
+        rows: list[object] = []
         for position in positions[at : at + SLICE]:
             person = roster.at(position)
+            if not person.phone:
+                rows.append(BLANK)
+                continue
             values = dict(zip(names, person.values or [], strict=False))
             rows.append({"to": f"+{person.phone}", "vars": values, "ref": person.ref})
         yield at, rows

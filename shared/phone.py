@@ -5,6 +5,8 @@ A number is kept as an integer without `+`; on the wire it always has the `+` (p
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import re
 from typing import Final
 
@@ -163,6 +165,29 @@ def is_in(phone: int, allowed: frozenset[str]) -> bool:
         number = phonenumbers.parse(f"+{phone}")
         return (phonenumbers.region_code_for_number(number) or names[0]) in allowed
     return False
+
+
+def home_of(phone: int) -> str | None:
+    """Return the main region of a number's calling code, ISO 3166; None where there is none.
+
+    >>> home_of(15550000001), home_of(4915112345678)
+    ('US', 'DE')
+    """
+    try:
+        code = phonenumbers.parse(f"+{phone}").country_code or 0
+    except phonenumbers.NumberParseException:
+        return None
+    region = phonenumbers.region_code_for_country_code(code)
+    return region if region in regions() else None
+
+
+def mark(phone: int, secret: bytes) -> str:
+    """Return what stands for a number where no number may: a keyed hash, the same for the same.
+
+    >>> mark(15550000001, b"k")
+    'p_86c202f1'
+    """
+    return f"p_{hmac.new(secret, str(phone).encode(), hashlib.sha256).hexdigest()[:8]}"
 
 
 def mask(phone: int | str) -> str:

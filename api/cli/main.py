@@ -31,6 +31,7 @@ _VERBS: Final = {
     "check": ("check",),
     "config": ("config",),
     "doctor": ("doctor",),
+    "erase": ("erase",),
     "health": ("health",),
     "jobs": ("jobs", "send", "stats"),
     "local": ("demo", "up"),

@@ -1,5 +1,6 @@
 -- name: upsert_logs
--- A batch may hold a recipient twice, and only a higher rank may replace (pitfalls P9).
+-- A batch may hold a recipient twice, and only a higher rank may replace (pitfalls P9). Whose number
+-- was erased (0) gets no message's id again: it holds the number.
 WITH incoming AS (
   SELECT DISTINCT ON (job_number, position) *
   FROM unnest($1::bigint[], $2::integer[], $3::bigint[], $4::text[], $5::smallint[], $6::integer[],
@@ -21,7 +22,7 @@ WITH incoming AS (
   ORDER BY i.job_number, i.position
   ON CONFLICT (job_number, position) DO UPDATE SET outcome = excluded.outcome,
     rank = excluded.rank, reason = excluded.reason, attempts = excluded.attempts,
-    wamid = coalesce(l.wamid, excluded.wamid), wamid2 = CASE
+    wamid = CASE WHEN l.phone <> 0 THEN coalesce(l.wamid, excluded.wamid) END, wamid2 = CASE
       WHEN l.wamid <> excluded.wamid THEN excluded.wamid ELSE l.wamid2 END, code = excluded.code, error = excluded.error,
     trace = excluded.trace, message_status = excluded.message_status, at = excluded.at
   WHERE excluded.rank > l.rank

@@ -22,7 +22,8 @@ JOIN bulk_jobs j ON j.number = l.job_number;
 SELECT number FROM bulk_jobs WHERE number = ANY ($1::bigint[]) ORDER BY number FOR UPDATE;
 
 -- name: raise_receipts
--- Receipts only move up, and each status keeps the time it was first said; whatever the order.
+-- Receipts only move up, and each status keeps the time it was first said; whatever the order. Whose
+-- number was erased (0) gets no message's id again: it holds the number.
 WITH incoming AS (
   SELECT job_number, position, max(receipt) AS receipt,
     array_agg(DISTINCT wamid) AS wamids,
@@ -38,9 +39,9 @@ WITH incoming AS (
 ), known AS (
   SELECT l.job_number, l.position, l.at, l.receipt AS was, l.wamid AS was_wamid,
     l.wamid2 AS was_second, greatest(l.receipt, i.receipt) AS receipt,
-    coalesce(l.wamid, i.wamids[1]) AS wamid,
-    coalesce(l.wamid2, (SELECT min(w) FROM unnest(i.wamids) AS w
-      WHERE w <> coalesce(l.wamid, i.wamids[1]))) AS wamid2,
+    CASE WHEN l.phone <> 0 THEN coalesce(l.wamid, i.wamids[1]) END AS wamid,
+    CASE WHEN l.phone <> 0 THEN coalesce(l.wamid2, (SELECT min(w) FROM unnest(i.wamids) AS w
+      WHERE w <> coalesce(l.wamid, i.wamids[1]))) END AS wamid2,
     l.receipt_sent_at AS was_sent, least(l.receipt_sent_at, i.sent_at) AS sent_at,
     l.receipt_failed_at AS was_failed, least(l.receipt_failed_at, i.failed_at) AS failed_at,
     l.receipt_delivered_at AS was_delivered,
