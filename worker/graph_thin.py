@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from types import TracebackType
 from typing import Final, NamedTuple, Self, cast
@@ -23,7 +24,8 @@ from multidict import CIMultiDict
 from shared.models import Answer
 from worker.answer import BODY_MAX, not_sent, plain_of, read, unknown
 
-_HEAD_MAX: Final = 65_536  # bytes of status line and headers
+_HEAD_MAX: Final = 65_536  # bytes read, and the headers are not over yet
+_WIRE_MAX: Final = 8 * BODY_MAX  # bytes in all: a body in chunks of one byte takes six times itself
 _TARGETS_MAX: Final = 1_024
 _DNS_S: Final = 30
 _SWEEP_S: Final = 0.05  # deadlines and idle times are looked at so often
@@ -40,17 +42,34 @@ class _Address(NamedTuple):
     tls: ssl.SSLContext | None
 
 
-class _Reply:
-    """One answer, as it comes in."""
+class _Reply(NamedTuple):
+    """One answer.
 
-    __slots__ = ("body", "head_bytes", "headers", "is_headed", "status")
+    Attributes:
+        status: of HTTP.
+        body: as sent, without its chunks.
+        raw: all that came, headers first: nobody asks an acceptance for its headers.
+    """
 
-    def __init__(self) -> None:
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.head_bytes = 0
-        self.is_headed = False
-        self.body = b""
+    status: int
+    body: bytes
+    raw: bytes
+
+
+class _Headers:
+    """Reads the headers of the last answer in what came."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.found: CIMultiDict[str] = CIMultiDict()
+        # What follows the last whole answer was found wrong, or cut, by who read it first.
+        with suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
+            httptools.HttpResponseParser(self).feed_data(raw)
+
+    def on_message_begin(self) -> None:
+        self.found.clear()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.found.add(name.decode("latin-1"), value.decode("latin-1"))
 
 
 class _Line(asyncio.Protocol):
@@ -70,7 +89,10 @@ class _Line(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._reply = _Reply()
+        self._read: list[bytes] = []
+        self._size = 0
+        self._body = b""
+        self._is_headed = False
         self._is_over = False
 
     @property
@@ -82,10 +104,11 @@ class _Line(asyncio.Protocol):
         """Write a request; from here on nobody can say that it did not leave."""
         if self._transport is None:
             raise RuntimeError("a connection is asked before it is made")
-        self._reply = _Reply()
-        self.done = self.loop.create_future()
+        self._read, self._size, self._body = [], 0, b""
+        self._is_headed = False
+        done = self.done = self.loop.create_future()
         self._transport.write(request)
-        return self.done
+        return done
 
     def end(self, why: str) -> None:
         """Close the connection; a request under way ends without a whole answer."""
@@ -104,16 +127,19 @@ class _Line(asyncio.Protocol):
         if self.done is None or self.done.done():
             self.end("reset")  # nobody asked: what comes next on this connection is not an answer
             return
+        self._read.append(data)
+        self._size += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except (httptools.HttpParserUpgrade, httptools.HttpParserError):
             self.end("bad_reply")
-        except httptools.HttpParserError:
+            return
+        if self._size > (_WIRE_MAX if self._is_headed else _HEAD_MAX):
             self.end("bad_reply")
 
     def eof_received(self) -> bool:
         if self.done is not None and not self.done.done():
-            self.done.set_result(self._reply if self._ends_with_connection() else "reset")
+            self.done.set_result(self._reply() if self._ends_with_connection() else "reset")
         self._is_over = True
         return False
 
@@ -129,51 +155,39 @@ class _Line(asyncio.Protocol):
         if self.done is None or self.done.done():
             self._is_over = True  # a second answer to one request: nothing here can be trusted
 
-    def on_status(self, status: bytes) -> None:
-        self._grow(len(status))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._grow(len(name) + len(value))
-        self._reply.headers.append((name, value))
-
     def on_headers_complete(self) -> None:
-        self._reply.status = self._parser.get_status_code()
-        self._reply.is_headed = True
+        self._is_headed = True
 
     def on_body(self, body: bytes) -> None:
-        reply = self._reply
-        reply.body = reply.body + body if reply.body else body
-        if len(reply.body) > BODY_MAX:
+        self._body = self._body + body if self._body else body
+        if len(self._body) > BODY_MAX:
             # What is longer than any answer of Graph's is not read to its end.
             self._finish(keep=False)
 
     def on_message_complete(self) -> None:
-        if self._reply.status in _INFORMATIONAL and self._reply.status != _SWITCHING:
-            self._reply = _Reply()
+        status = self._parser.get_status_code()
+        if status in _INFORMATIONAL and status != _SWITCHING:
+            self._is_headed = False
             return
         self._finish(keep=self._parser.should_keep_alive())
 
     # -- inside ---------------------------------------------------------------------------
 
-    def _grow(self, size: int) -> None:
-        self._reply.head_bytes += size
-        if self._reply.head_bytes > _HEAD_MAX:
-            self.end("bad_reply")
+    def _reply(self) -> _Reply:
+        return _Reply(self._parser.get_status_code(), self._body, b"".join(self._read))
 
     def _finish(self, *, keep: bool) -> None:
-        reply, self._reply = self._reply, _Reply()
         if self.done is not None and not self.done.done():
-            self.done.set_result(reply)
+            self.done.set_result(self._reply())
         if not keep:
             self._is_over = True
 
     def _ends_with_connection(self) -> bool:
         """Whether the answer had no length, so that the far side's closing ends it."""
-        reply = self._reply
-        if not reply.is_headed:
+        if not self._is_headed:
             return False
-        names = {name.lower() for name, _ in reply.headers}
-        return not names & {b"content-length", b"transfer-encoding"}
+        headers = _Headers(b"".join(self._read)).found
+        return "Content-Length" not in headers and "Transfer-Encoding" not in headers
 
 
 class _Pool:
@@ -200,18 +214,23 @@ class _Pool:
         for line in [*self._idle, *self.busy]:
             line.end("reset")
 
+    def take_idle(self) -> _Line | None:
+        """Return an open connection that nobody has; None when there is none."""
+        while self._idle:
+            line = self._idle.pop()
+            if line.is_usable:
+                return line
+        return None
+
     async def take(self) -> _Line:
-        """Return a connection that nobody else has.
+        """Wait for a connection that nobody else has.
 
         Raises:
             OSError: none could be made.
             TimeoutError: none was free or made in time.
         """
-        line = self._take_idle()
-        if line is None:
-            async with asyncio.timeout(self._connect_timeout_s):
-                line = await self._wait()
-        return line
+        async with asyncio.timeout(self._connect_timeout_s):
+            return await self._wait()
 
     def give_back(self, line: _Line) -> None:
         """Keep a connection whose answer is whole; end any other."""
@@ -220,14 +239,8 @@ class _Pool:
             return
         line.idle_since_s = self._loop.time()
         self._idle.append(line)
-        self._wake_one()
-
-    def _take_idle(self) -> _Line | None:
-        while self._idle:
-            line = self._idle.pop()
-            if line.is_usable:
-                return line
-        return None
+        if self._waiters:
+            self._wake_one()
 
     async def _wait(self) -> _Line:
         join = self._waiters.append
@@ -240,7 +253,7 @@ class _Pool:
                 if waiter.done() and not waiter.cancelled():
                     self._wake_one()  # the turn that came too late for this one is another's
                 raise
-            line = self._take_idle()
+            line = self.take_idle()
             if line is not None:
                 return line
             join = self._waiters.appendleft  # somebody was quicker: first in line again
@@ -379,7 +392,7 @@ class ThinGraphClient:
         if head is None:
             head = self._aim(version, phone_number_id, token)
         try:
-            line = await pool.take()
+            line = pool.take_idle() or await pool.take()
         except (OSError, TimeoutError) as error:
             return not_sent(_why_not_sent(error))
         if on_wire is not None:
@@ -415,13 +428,10 @@ class ThinGraphClient:
 
 
 def _meaning(reply: _Reply) -> Answer:
-    headers, encoding = _NO_HEADERS, ""
-    # Nobody asks an acceptance for its headers, unless its body is packed.
-    if reply.status != _OK or any(name.lower() == b"content-encoding" for name, _ in reply.headers):
-        headers = CIMultiDict(
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in reply.headers
-        )
-        encoding = headers.get("Content-Encoding", "").lower()
+    if reply.status == _OK and b"content-encoding" not in reply.raw.lower():
+        return read(reply.status, _NO_HEADERS, reply.body)
+    headers = _Headers(reply.raw).found
+    encoding = headers.get("Content-Encoding", "").lower()
     return read(reply.status, headers, plain_of(reply.body, encoding))
 
 
