@@ -271,6 +271,8 @@ def _parse(table: str) -> tuple[CodeRow, ...]:
 
 
 ROWS: Final = _parse(_TABLE)
+# Codes that a job's breaker counts.
+TRIPS: Final = frozenset(row.code for row in ROWS if row.action == "trip" and row.code is not None)
 _PLACE: Final = {
     code: place
     for place, row in enumerate(ROWS)

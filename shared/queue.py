@@ -274,6 +274,17 @@ class Queue:
             "totals", keys.shard_of(job_id), job_id, version, delivered, read, undelivered
         )
 
+    async def trips(self, job_id: str, count: int, reason: int) -> bool:
+        """Count in a job's breaker what webhooks told of it; tell whether it opened.
+
+        Args:
+            job_id: which.
+            count: content errors so far, of the whole job.
+            reason: of most of them, as in a fact.
+        """
+        shard = keys.shard_of(job_id)
+        return text_of(await self._run("trips", shard, job_id, count, reason)) == "1"
+
     async def exists(self, job_ids: list[str]) -> list[bool]:
         """Tell for each job whether Redis knows it; one pipeline a shard."""
         found: dict[str, bool] = {}

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from shared.archive import LOCK, SQL, guarded
-from shared.graph_codes import row_of
+from shared.graph_codes import TRIPS, row_of
 from shared.models import Status
 
 FAILED, DELIVERED, READ = 2, 3, 4  # rungs; 0: sent, 1: held
@@ -50,6 +50,14 @@ class Totals(NamedTuple):
     delivered: int
     read: int
     undelivered: int
+
+
+class LateTrips(NamedTuple):
+    """How many content errors webhooks have told of a job, and the code of most of them."""
+
+    job: str
+    trips: int
+    code: int
 
 
 class Raised(NamedTuple):
@@ -144,6 +152,12 @@ class Receipts:
             seconds=[jobs[row["job_number"]] for row in rows if row["is_second"]],
             totals=[Totals(**dict(row)) for row in totals],
         )
+
+    @guarded
+    async def trips(self, numbers: Sequence[int]) -> list[LateTrips]:
+        """Return the content errors told of these jobs so far; nothing where there are none."""
+        rows = await self._pool.fetch(SQL["late_trips"], list(numbers), sorted(TRIPS))
+        return [LateTrips(**dict(row)) for row in rows]
 
     @guarded
     async def ripe(self) -> list[Status]:

@@ -31,6 +31,7 @@ NAMES: Final = (
     "reserve",
     "archived",
     "totals",
+    "trips",
     "hold",
     "switch",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -13,6 +13,7 @@ import msgspec
 from shared import keys
 from shared.clock import Clock, is_set_within
 from shared.errors import ArchiveError, QueueError
+from shared.graph_codes import TRIPS, reason_of
 from shared.inbox import Hook, Inbox
 from shared.logs import get
 from shared.metrics import WorkerMetrics
@@ -82,6 +83,7 @@ class Consumer:
         self._failures = 0
         self._has_early = False
         self._aside: set[str] = set()
+        self._tripped: set[int] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work webhooks off until `stop`; what is in hand then is another's."""
@@ -129,6 +131,22 @@ class Consumer:
         unmatched = await self._t.receipts.expire()
         if unmatched:
             self._t.metrics.webhooks_total.labels("unmatched").inc(unmatched)
+
+    async def count_trips(self) -> None:
+        """Tell the breakers of jobs what webhooks told of their messages, the whole each time.
+
+        Raises:
+            ArchiveError, QueueError: the next call goes on.
+        """
+        numbers, self._tripped = self._tripped, set()
+        try:
+            for job, trips, code in await self._t.receipts.trips(sorted(numbers)):
+                reason = reason_of(code)
+                if await self._t.queue.trips(job, trips, reason):
+                    _log.error("job.paused", jobId=job, reason=f"breaker:{reason}")
+        except (ArchiveError, QueueError):
+            self._tripped |= numbers
+            raise
 
     async def _work_off(self, hooks: list[Hook], stop: asyncio.Event) -> None:
         """Settle bodies, as often as it takes; at a stop they are left to another worker."""
@@ -251,6 +269,8 @@ class Consumer:
         for status, place in settled:
             if status.receipt != FAILED or status.code is None or place.has_failed:
                 continue
+            if status.code in TRIPS:
+                self._tripped.add(place.number)
             decision = decide_late(status.code, is_held=place.is_held)
             if decision is None:
                 continue
@@ -278,14 +298,19 @@ class Consumer:
     async def _sweeps(self, stop: asyncio.Event) -> None:
         swept_s = float("-inf")
         while not await is_set_within(stop, _SWEEP_SOON_S):
+            if self._tripped:
+                await self._try(self.count_trips)
             now_s = self._t.clock.monotonic()
             if not self._has_early and now_s - swept_s < _SWEEP_EVERY_S:
                 continue
             self._has_early, swept_s = False, now_s
-            try:
-                await self.sweep()
-            except (ArchiveError, QueueError) as error:
-                _log.debug("sweep.failed", error=str(error))
+            await self._try(self.sweep)
+
+    async def _try(self, act: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await act()
+        except (ArchiveError, QueueError) as error:
+            _log.debug("sweep.failed", error=str(error))
 
     async def _pause(self, error: Exception) -> None:
         if not self._failures:

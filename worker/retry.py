@@ -14,6 +14,8 @@ IN_PLACE_MAX_S: Final = 2.0
 PACED_OUT: Final = 135000
 DELAY_MAX_S: Final = 86_400.0
 
+# A webhook comes without one: which token was refused, it does not say.
+_BY_TOKEN: Final = frozenset({"token", "app"})
 _REASONS: Final = {"timeout": Reason.TIMEOUT, "reset": Reason.RESET, "bad_reply": Reason.BAD_REPLY}
 
 
@@ -153,7 +155,7 @@ def decide_late(code: int, *, is_held: bool, waits: Waits = WAITS) -> Decision |
     if code == PACED_OUT and is_held:
         return Decision("back", reason=reason_of(code), scope_action="pause", scope="portfolio")
     row = row_of(code, 400)
-    if row.where == "s" or row.action not in ("slow", "park", "pause"):
+    if row.scope in _BY_TOKEN or row.action not in ("slow", "park", "pause"):
         return None
     return _back(row, Answer("rejected", code=code), reason_of(code), waits)
 

@@ -47,7 +47,8 @@ elseif act == 'resume' then
   if ARGV[6] ~= '' and not is_his then return answer('conflict') end
   call('HDEL', k, 'trips', 'trip_run', 'trip_code')
   local done = call('HMGET', k, 'sent', 'failed', 'skipped', 'unknown', 'cancelled')
-  call('HSET', k, 'since', int(num(done[1]) + num(done[2]) + num(done[3]) + num(done[4]) + num(done[5])))
+  -- What webhooks have told so far is of before, too.
+  call('HSET', k, 'late_from', call('HGET', k, 'late') or '0', 'since', int(num(done[1]) + num(done[2]) + num(done[3]) + num(done[4]) + num(done[5])))
   become(num(h[3]) > now and 'scheduled' or (call('HEXISTS', k, 'started_ms') == 1 and 'running' or 'queued'))
   offer(id)
   release(16)

@@ -19,11 +19,12 @@ from shared import keys
 from shared.archive import Archive, NewJob, SenderRow, pack_blob
 from shared.clock import Clock
 from shared.connect import open_postgres
+from shared.graph_codes import reason_of
 from shared.ids import Ids
 from shared.inbox import Inbox
 from shared.metrics import WorkerMetrics
-from shared.notices import Notices
 from shared.models import Chunk, Detail, Fact, Intent, JobSpec, Reason, State, state_of
+from shared.notices import Notices
 from shared.opaque import opaque_of
 from shared.queue import Queue
 from shared.receipts import Receipts
@@ -402,6 +403,45 @@ async def test_a_dropped_template_pauses_others_when_its_own_job_has_ended(post:
     assert ended is not None
     assert paused is not None
     assert (ended.state, paused.state) == ("completed", "paused")
+
+
+async def test_content_errors_told_late_open_the_breaker_when_they_are_half_of_all(
+    post: Post,
+) -> None:
+    half, less = [State.SENT] * 60, [State.SENT] * 120
+    job, big, held = (
+        await post.job(*half, State.INTENT),
+        await post.job(*less, State.INTENT),
+        await post.job(*half, State.INTENT, held=True),
+    )
+    await post.write()
+
+    async def fail(positions: range, code: int = 131053) -> None:
+        for name in (job, big, held):
+            tail = name[-6:]
+            await post.said(
+                *(status(f"wamid.{tail}{i}", "failed", of=(name, i), code=code) for i in positions)
+            )
+        await post.work()
+        await post.consumer.count_trips()
+
+    async def shown(name: str) -> tuple[str, str]:
+        [found] = await post.queue.statuses([name])
+        assert found is not None
+        return found.state, found.reason
+
+    await fail(range(49))
+    assert (await shown(job))[0] == "running"
+    await fail(range(48, 50))
+    assert await shown(job) == ("paused", f"breaker:{reason_of(131053)}")
+    assert {(await shown(name))[0] for name in (big, held)} == {"running"}
+    # What came before a resume does not count again, nor does what says nothing of the content.
+    await post.queue.control(job, "resume", by="ana")
+    await fail(range(10, 52))
+    await fail(range(52, 60), code=131026)
+    assert (await shown(job))[0] == "running"
+    # Failed and then delivered all the same, or told by one who is late: no other figure.
+    assert not await post.queue.trips(job, 49, 1)
 
 
 async def test_whom_a_failure_stops_is_stopped_though_it_could_not_be_written_at_first(

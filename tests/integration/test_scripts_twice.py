@@ -298,6 +298,15 @@ async def totals(queue: Queue, raw: Any) -> Call:
     return lambda: queue.totals(job, 3, 2, 1, 0)
 
 
+@case("trips")
+async def trips_until_the_breaker_opens(queue: Queue, raw: Any) -> Call:
+    assert raw
+    job, [claim, *_] = await started(queue)
+    facts = facts_of(State.SENT, *range(40))
+    await queue.report("w1", claim, facts=facts, record=b"\x90")
+    return lambda: queue.trips(job, 50, 40)
+
+
 async def controlled(queue: Queue, *before: str) -> str:
     """Return a job with claims out, some of it not released, after some actions."""
     await add_sender(queue, rate=100)

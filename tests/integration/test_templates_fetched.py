@@ -158,6 +158,23 @@ async def test_a_list_is_fetched_when_due_and_when_asked_for(
     assert await kept.due(["77", "88"]) == ["77", "88"]
 
 
+async def test_a_list_that_is_doubted_is_asked_for_once_a_minute(kept: Kept, lists: Lists) -> None:
+    async def asked() -> object:
+        return await kept.pool.fetchval("SELECT asked_at FROM template_lists")
+
+    await lists.refresh()
+    assert await asked() is None
+    for _ in range(1000):
+        lists.doubt("77")
+        lists.doubt("")  # of a sender without an account
+    await lists.refresh()
+    first = await asked()
+    assert first is not None
+    lists.doubt("77")
+    await lists.refresh()
+    assert await asked() == first
+
+
 async def test_a_failure_keeps_what_was_known_and_says_why(
     far: Far, kept: Kept, lists: Lists
 ) -> None:

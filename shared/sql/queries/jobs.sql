@@ -110,3 +110,14 @@ SELECT j.id FROM bulk_jobs j JOIN senders s ON s.id = j.sender_id
 WHERE s.waba_id = $1 AND j.template_name = $2 AND j.template_language = $3
   AND j.state NOT IN ('completed', 'cancelled')
 ORDER BY j.number;
+
+-- name: late_trips
+-- Content errors that webhooks told of messages Graph had taken and not held back, and most of what.
+SELECT job, sum(n)::integer AS trips, (array_agg(code ORDER BY n DESC, code))[1] AS code FROM (
+  SELECT j.id AS job, l.receipt_code AS code, count(*) AS n
+  FROM bulk_jobs j JOIN campaign_logs l ON l.job_number = j.number
+  WHERE j.number = ANY ($1::bigint[]) AND j.state NOT IN ('completed', 'cancelled')
+    AND l.receipt = 2 AND l.receipt_code = ANY ($2::integer[])
+    AND coalesce(l.message_status, 'accepted') = 'accepted'
+  GROUP BY j.id, l.receipt_code
+) AS t GROUP BY job;
