@@ -19,6 +19,9 @@ keep valkey_password "$(draw)"
 keep database_url "postgresql://drumbeat:$(cat secrets/postgres_password)@postgres:5432/drumbeat"
 keep redis_url "redis://:$(cat secrets/valkey_password)@valkey:6379/0"
 keep valkey_acl "user default on >$(cat secrets/valkey_password) ~* &* +@all"
-[ -e secrets/whatsapp_access_token ] || : >secrets/whatsapp_access_token
-chmod 444 secrets/whatsapp_access_token
-echo "deploy/secrets: ready; put WhatsApp's token into deploy/secrets/whatsapp_access_token"
+keep whatsapp_verify_token "$(draw)"
+for each in whatsapp_access_token whatsapp_app_secret; do
+  [ -e "secrets/$each" ] || : >"secrets/$each"
+  chmod 444 "secrets/$each"
+done
+echo "deploy/secrets: ready; Meta's token and app secret go into whatsapp_access_token and whatsapp_app_secret"

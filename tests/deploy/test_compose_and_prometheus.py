@@ -111,6 +111,13 @@ def test_the_senders_token_is_asked_for_only_with_its_number() -> None:
     assert (without[variable], within[variable]) == ("", "/run/secrets/whatsapp_access_token")
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_receipts_can_be_switched_on(file: str) -> None:
+    environment = rendered(file)["services"]["api"]["environment"]
+    given = {name.removesuffix("_FILE") for name in environment}
+    assert {"WHATSAPP_APP_SECRET", "WHATSAPP_VERIFY_TOKEN"} <= given
+
+
 def test_every_secret_and_volume_that_is_used_is_declared() -> None:
     for file in FILES:
         compose = rendered(file)
@@ -146,9 +153,15 @@ def test_one_command_makes_every_secret_and_keeps_those_there_are(tmp_path: Path
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
     environ = {
         f"{name}_FILE": str(tmp_path / "secrets" / name.lower())
-        for name in ("REDIS_URL", "DATABASE_URL", "BULK_SECRET_KEY", "METRICS_TOKEN")
-    }
-    assert load(environ, None).metrics_token is not None
+        for name in (
+            "REDIS_URL", "DATABASE_URL", "BULK_SECRET_KEY", "METRICS_TOKEN",
+            "WHATSAPP_APP_SECRET", "WHATSAPP_VERIFY_TOKEN",
+        )
+    }  # fmt: skip
+    made_of_them = load(environ, None)
+    assert made_of_them.metrics_token is not None
+    # Empty until Meta's is put there: webhooks are off, and nothing is amiss.
+    assert made_of_them.whatsapp_app_secret == ()
 
 
 def declared() -> frozenset[str]:
