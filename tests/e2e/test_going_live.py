@@ -122,6 +122,8 @@ def test_the_variables_for_meta_are_settings_and_no_sandbox() -> None:
 def _compose() -> argparse.ArgumentParser:
     """Return what the page uses of `docker compose`."""
     parser = argparse.ArgumentParser(prog="docker compose", exit_on_error=False)
+    # Without it a later `up` would forget PUBLIC_URL.
+    parser.add_argument("--env-file", choices=[".env"], required=True)
     parser.add_argument("-f", "--file", required=True)
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up", exit_on_error=False)
@@ -227,7 +229,10 @@ class Shell:
                 "drumbeat", "up", "--port", "0",
                 cwd=self.folder, env=self.env, stdout=stdout, stderr=stderr,
             )  # fmt: skip
-        await eventually(lambda: "/api/bulk/stats" in out.read_text(), within_s=50)
+        is_up = "/api/bulk/stats"
+        up = self.up
+        await eventually(lambda: is_up in out.read_text() or up.returncode is not None, within_s=50)
+        assert is_up in out.read_text(), err.read_text()
         return out.read_text()
 
     async def type(self, script: str) -> str:
