@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import traceback
+from importlib.metadata import version
 from typing import Final
 
 import cyclopts
@@ -22,6 +23,8 @@ INTERRUPTED: Final = 130
 app = cyclopts.App(
     name="drumbeat",
     help="Bulk WhatsApp messages over Redis Streams.",
+    # By itself cyclopts looks for a distribution called as our package, `api`.
+    version=lambda: version("drumbeat"),
     version_flags=["--version"],
     result_action="return_value",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,8 @@ def test_the_list_of_all_verbs_says_what_each_does(
     shown = capsys.readouterr().out
     for words in ("health       Ask the management port", "suppress     People who are not"):
         assert words in shown
+
+
+def test_the_version_is_that_of_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["--version"])
+    assert capsys.readouterr().out == f"{version('drumbeat')}\n"
