@@ -32,7 +32,7 @@ from worker.sandbox.behaviour import (
     whatsapp_id,
 )
 from worker.sandbox.ledger import Count, Entry, Ledger
-from worker.sandbox.statuses import Hooks, Webhooks, webhook
+from worker.sandbox.statuses import STATUSES, WISHES, Hooks, Webhooks, webhook
 
 HEAD_MAX: Final = 65_536
 BODY_MAX: Final = 1_048_576
@@ -464,6 +464,7 @@ class Sandbox:
             ("PATCH", "hooks"): self._change_hooks,
             ("POST", "inbound"): self._inbound,
             ("POST", "event"): self._event,
+            ("POST", "statuses"): self._say_statuses,
             ("POST", "token"): self._change_token,
             ("POST", "down"): self._go_down,
             ("POST", "reset"): self._reset,
@@ -534,6 +535,27 @@ class Sandbox:
         asked = _any.decode(body)
         self._webhooks.post(webhook(asked["field"], [asked["value"]], asked.get("waba", "0")))
         return {"field": asked["field"]}
+
+    async def _say_statuses(self, body: bytes, _query: dict[str, str]) -> dict[str, object]:
+        """Take `{"job": id, "word": "read", "position": 7, "code": 131026}`; the last two or none.
+
+        `word` is `sent`, `delivered`, `read`, `failed`, `stop` or `resume`.
+        """
+        asked = _any.decode(body)
+        word, code, position = asked["word"], asked.get("code"), asked.get("position")
+        if word not in STATUSES + WISHES:
+            raise ValueError(f"word is one of {', '.join(STATUSES + WISHES)}")
+        await self._ledger.settled()
+        entries = [
+            entry
+            for entry in await asyncio.to_thread(self._ledger.of_job, asked["job"])
+            if position is None or (entry.parsed and entry.parsed.position == position)
+        ]
+        if word in WISHES:
+            self._webhooks.wish(entries, word)
+        else:
+            self._webhooks.say(entries, word, code if word == "failed" else None)
+        return {"messages": len(entries)}
 
     async def _change_token(self, body: bytes, _query: dict[str, str]) -> dict[str, object]:
         """Take `{"revoke": token}` or `{"rotate": token, "to": token}`."""

@@ -172,6 +172,12 @@ class Ledger:
         start = self._offsets[max(0, skipped)]
         return os.pread(self._file, max(0, self._durable - start), start)
 
+    def of_job(self, job: str) -> list[Entry]:
+        """Return the durable lines of messages that were accepted for a job; for a thread."""
+        word, decode = job.encode(), msgspec.json.Decoder(Entry).decode
+        found = [decode(line) for line in self.after(0).splitlines() if word in line]
+        return [e for e in found if e.wamid is not None and e.parsed and e.parsed.job == job]
+
     async def renew(self) -> None:
         """Start a new, empty file."""
         await self.settled()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import aiohttp
@@ -18,6 +18,8 @@ from worker.sandbox.ledger import Entry
 
 COLLECT_S: Final = 0.05
 PER_POST_MAX: Final = 1000
+STATUSES: Final = ("sent", "delivered", "read", "failed")
+WISHES: Final = ("stop", "resume")
 _PAUSE_MAX_S: Final = 60.0
 _TIMEOUT_S: Final = 10.0
 _FIRST_VERSION_WITHOUT_CONVERSATION: Final = 24
@@ -140,6 +142,52 @@ class Webhooks:
             for _ in range(hooks.copies):
                 late_ms = due_ms + hooks.shuffle_ms * self._ids.jitter()
                 self._later(late_ms / 1000, entry.sender, status)
+
+    def say(self, entries: Sequence[Entry], word: str, code: int | None = None) -> None:
+        """Say of messages that were taken what they have come to by now, whatever was said before.
+
+        Args:
+            entries: of the ledger, each with a message's id.
+            word: `sent`, `delivered`, `read` or `failed`.
+            code: of the failure.
+
+        Raises:
+            ValueError: there is no address to say it to.
+        """
+        self._require_address()
+        now_ms = self._clock.now_ms()
+        for entry in entries:
+            self._later(0, entry.sender, self._status(entry, word, now_ms - entry.t_ms, code))
+
+    def wish(self, entries: Sequence[Entry], word: str) -> None:
+        """Say that those who got messages want no marketing (`stop`), or want it (`resume`).
+
+        Raises:
+            ValueError: there is no address to say it to.
+        """
+        self._require_address()
+        at_s = str(self._clock.now_ms() // 1000)
+        wishes: dict[str, dict[str, dict[str, str]]] = {}
+        for entry in entries:
+            wishes.setdefault(entry.sender, {})[entry.delivered] = {
+                "wa_id": entry.delivered,
+                "category": "marketing_messages",
+                "value": word,
+                "timestamp": at_s,
+            }
+        for sender, people in wishes.items():
+            told = list(people.values())
+            for at in range(0, len(told), PER_POST_MAX):
+                value = {
+                    "messaging_product": "whatsapp",
+                    "metadata": {"phone_number_id": sender},
+                    "user_preferences": told[at : at + PER_POST_MAX],
+                }
+                self.post(webhook("user_preferences", [value]))
+
+    def _require_address(self) -> None:
+        if not self.hooks.url:
+            raise ValueError("webhooks have no address: start the sandbox with --webhook URL")
 
     def post(self, body: bytes) -> None:
         """Sign a body and post it until it is answered 200."""
