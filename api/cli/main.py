@@ -41,6 +41,7 @@ _VERBS: Final = {
     "pool": ("disable", "enable"),
     "purge": ("purge",),
     "suppress": ("suppress",),
+    "trigger": ("trigger",),
 }
 for _module, _verbs in _VERBS.items():
     for _verb in _verbs:
