@@ -33,7 +33,7 @@ from shared.models import (
     attempts_of,
     state_of,
 )
-from shared.opaque import opaque_of
+from shared.opaque import OpaqueMaker, opaque_for
 from shared.queue import Queue
 from shared.settings import Settings
 from worker.retry import WAITS, Decision, Waits, decide
@@ -55,11 +55,11 @@ _log = get("worker.executor")
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class Todo(NamedTuple):
+class Todo(msgspec.Struct, frozen=True, order=True, gc=False):
     """A recipient that is still to be sent to: when, which, with which attempt."""
 
     due_s: float
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs
+    index: int
     attempt: int
     in_place: bool
 
@@ -107,14 +107,16 @@ class Job(NamedTuple):
     due_ms: int
     make: BodyMaker
     is_marketing: bool
+    opaque: OpaqueMaker
 
 
 class Jobs:
     """The messages of the jobs this worker has met lately: one read a job, not one a claim."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, opaque_key: bytes) -> None:
         """Begin empty."""
         self._queue = queue
+        self._opaque_key = opaque_key
         self._known: OrderedDict[str, Job] = OrderedDict()
 
     async def job(self, job_id: str) -> Job | None:
@@ -134,6 +136,7 @@ class Jobs:
             body_for(message),
             # Of a template whose category nobody has said it is taken for granted.
             isinstance(message, TemplateMessage) and is_marketing(found.category),
+            opaque_for(self._opaque_key, job_id),
         )
         self._known[job_id] = job
         while len(self._known) > _MESSAGES_MAX:
@@ -177,7 +180,6 @@ class Tools(NamedTuple):
     ids: Ids
     metrics: WorkerMetrics
     refusals: Refusals
-    opaque_key: bytes
     on_scope: Scopes
     waits: Waits = WAITS
     listed: Listed = NOBODY
@@ -459,8 +461,7 @@ class Executor:
         t, chunk, phone = self._t, self._go.chunk, self._phone(todo)
         values = chunk.values[todo.index] if chunk.values else None
         position = self._claim.chunk * job.chunk_size + todo.index
-        opaque = opaque_of(t.opaque_key, self._claim.job, position, todo.attempt)
-        body = job.make(phone, values, opaque)
+        body = job.make(phone, values, job.opaque(position, todo.attempt))
         # Told to another server until its outcome is: noted alone, it may be sent by somebody else.
         t.pulse.in_the_air.setdefault(self._claim.entry, {})[todo.index] = todo.attempt
         start_s = t.clock.monotonic()

@@ -13,7 +13,7 @@ import msgspec
 
 from api import webhooks
 from shared import keys
-from shared.opaque import opaque_of
+from shared.opaque import opaque_for
 from shared.receipts import Receipts
 from shared.settings import Secret
 from tests.faults.world import World, archive_lost
@@ -71,7 +71,7 @@ async def say(stage: Stage, job: Accepted, *said: tuple[int, str]) -> None:
         if line is None:
             continue
         stage.said.setdefault((job.job, position), set()).add(word)
-        opaque = opaque_of(OPAQUE_KEY, job.job, position, line.attempt)
+        opaque = opaque_for(OPAQUE_KEY, job.job)(position, line.attempt)
         rung = RUNGS[word]
         status = {"id": line.wamid, "status": word, "timestamp": str(AT_S + rung)}
         statuses.append({**status, "biz_opaque_callback_data": opaque})

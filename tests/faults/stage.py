@@ -51,7 +51,7 @@ from shared.scripts import Script
 from shared.sealing import Sealing
 from shared.settings import Settings
 from shared.templates import Templates
-from tests.faults.post import FaultyReceipts, is_worked_off
+from tests.faults.post import OPAQUE_KEY, FaultyReceipts, is_worked_off
 from tests.faults.provider import Provider
 from tests.faults.world import (
     FaultyArchive,
@@ -185,14 +185,13 @@ class Worker:
             self.queue,
             graph,
             self.senders,
-            Jobs(self.queue),
+            Jobs(self.queue, OPAQUE_KEY),
             self.pulse,
             settings,
             clock,
             stage.ids,
             stage.worker_metrics,
             logs.Refusals(logs.get("faults"), clock),
-            b"opaque",
             scopes.act,
         )
         self.pool = SteppedPool(life, tools, settings.worker_slots)
@@ -216,7 +215,7 @@ class Worker:
                 ),
                 clock,
                 stage.worker_metrics,
-                tools.opaque_key,
+                OPAQUE_KEY,
             ),
             life.name,
         )

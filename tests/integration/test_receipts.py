@@ -25,7 +25,7 @@ from shared.inbox import Inbox
 from shared.metrics import WorkerMetrics
 from shared.models import Chunk, Detail, Fact, Intent, JobSpec, Reason, State, state_of
 from shared.notices import Notices
-from shared.opaque import opaque_of
+from shared.opaque import opaque_for
 from shared.queue import Queue
 from shared.receipts import Receipts
 from shared.results import RecipientFilter, Results
@@ -190,7 +190,7 @@ def status(
     made: dict[str, Any] = {"id": wamid, "status": word, "timestamp": str(AT_S + after_s)}
     made["recipient_id"] = "15550000000"
     if of is not None:
-        made["biz_opaque_callback_data"] = opaque_of(KEY, *of, attempt)
+        made["biz_opaque_callback_data"] = opaque_for(KEY, of[0])(of[1], attempt)
     if code is not None:
         details = {"details": "to +15550000000"}
         made["errors"] = [{"code": code, "title": "x", "error_data": details}]

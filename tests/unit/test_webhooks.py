@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.models import Status
-from shared.opaque import opaque_of
+from shared.opaque import opaque_for
 from worker.retry import decide_late
 from worker.webhooks import RUNGS, Wish, read
 
 KEY = b"k" * 32
 JOB = "job_01m86db0v300hd99fdtgj8yepfzx"
-OPAQUE = opaque_of(KEY, JOB, 17, 2)
+OPAQUE = opaque_for(KEY, JOB)(17, 2)
 GOOD: dict[str, Any] = {
     "id": "wamid.1",
     "status": "delivered",
@@ -41,7 +41,7 @@ def test_a_status_names_its_recipient_by_the_opaque_value() -> None:
 
 
 def test_an_opaque_value_of_somebody_else_names_nobody() -> None:
-    for opaque in ("", "x", opaque_of(b"another", JOB, 17, 2), OPAQUE + "0", 5, None, {}):
+    for opaque in ("", "x", opaque_for(b"another", JOB)(17, 2), OPAQUE + "0", 5, None, {}):
         [status] = read(body({**GOOD, "biz_opaque_callback_data": opaque}), KEY).statuses
         assert (status.job, status.position) == ("", 0)
 
