@@ -133,5 +133,5 @@ def _ask(given: Settings, path: str, body: dict[str, Any]) -> dict[str, Any]:
         said = None
     refusal = refusal_of(status, said)
     if refusal:
-        raise RequestError("refused", refusal)
+        raise RequestError("forbidden", refusal)
     return dict(said)
