@@ -22,12 +22,12 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 LOCK: Final = 0x64727562
 _NAMES: Final = ("sent", "failed", "skipped", "unknown", "cancelled")
-# Places in what `_log_row` makes.
-_NUMBER, _POSITION, _PHONE, _OUTCOME, _WAMID, _CODE, _AT = 0, 1, 2, 3, 7, 8, 12
 # About what is to be written, whenever it is tried again. (A schema that is behind is not.)
 _HOPELESS: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 _decode_details: Final = msgspec.msgpack.Decoder(list[Detail]).decode
 _NO_DETAILS: Final = b"\x90"
+_encode_rows: Final = msgspec.json.Encoder().encode
+_WORDS: Final = tuple(state.name.lower() for state in State)
 _decode_blob: Final = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_chunk: Final = msgspec.msgpack.Decoder(Chunk).decode
 
@@ -68,6 +68,24 @@ class KeyRow(msgspec.Struct, frozen=True):
     revoked: bool
     role: str
     disabled: bool
+
+
+class _LogRow(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What `upsert_logs` takes of a recipient; its columns' names, `rank` that of the outcome."""
+
+    job_number: int
+    position: int
+    phone: int
+    outcome: str
+    rank: int
+    reason: int
+    attempts: int
+    at_ms: int
+    wamid: str | None = None
+    code: int | None = None
+    error: str | None = None
+    trace: str | None = None
+    message_status: str | None = None
 
 
 class SenderRow(msgspec.Struct, frozen=True):
@@ -621,8 +639,7 @@ class Archive:
                 raise ArchiveError(message, hopeless=True) from error
             moved = []
             if rows:
-                columns = [list(column) for column in zip(*rows, strict=True)]
-                moved = await connection.fetch(SQL["upsert_logs"], *columns)
+                moved = await connection.fetch(SQL["upsert_logs"], _encode_rows(rows).decode())
                 await _move(connection, moved)
                 await _suppress(connection, rows)
                 await _forget_parks(connection, rows, locked)
@@ -630,7 +647,7 @@ class Archive:
             ended = await connection.fetch(SQL["ended"], ids)
             over = [entry.job for entry in batch if entry.kind == "state" and entry.event]
             accepted = await connection.fetch(SQL["accepted"], over) if over else []
-            wamids = [row[_WAMID] for row in rows if row[_WAMID] is not None]
+            wamids = [row.wamid for row in rows if row.wamid is not None]
             shared = await connection.fetch(SQL["shared_wamids"], wamids) if wamids else []
         raised = {row["job_number"] for row in moved if row["was"] is not None}
         found: dict[tuple[str, str], int] = {}
@@ -651,8 +668,8 @@ class Archive:
         connection: asyncpg.pool.PoolConnectionProxy,
         batch: list[OutcomeEntry],
         numbers: dict[str, tuple[int, int]],
-    ) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = []
+    ) -> list[_LogRow]:
+        rows: list[_LogRow] = []
         phones: dict[str, list[int]] = {}
         for entry in batch:
             if entry.job not in numbers or entry.kind == "state":
@@ -734,14 +751,14 @@ def _at_ms(entry: OutcomeEntry) -> int:
 
 def _log_row(
     number: int, position: int, state: int, reason: int, attempts: int, detail: Detail
-) -> tuple[Any, ...]:
+) -> _LogRow:
     reason &= 0x7FFF
     code = detail.code
     if code is None and state == State.FAILED:
         code = code_of_reason(reason)
-    return (
-        number, position, detail.phone, State(state).name.lower(), RANK[state], reason, attempts,
-        detail.wamid, code, detail.text, detail.trace, detail.message_status, detail.at_ms,
+    return _LogRow(
+        number, position, detail.phone, _WORDS[state], RANK[state], reason, attempts,
+        detail.at_ms, detail.wamid, code, detail.text, detail.trace, detail.message_status,
     )  # fmt: skip
 
 
@@ -766,33 +783,31 @@ async def _move(connection: asyncpg.pool.PoolConnectionProxy, moved: list[Any]) 
         await connection.execute(SQL["move_counters"], list(by_job), *columns)
 
 
-async def _suppress(
-    connection: asyncpg.pool.PoolConnectionProxy, rows: list[tuple[Any, ...]]
-) -> None:
+async def _suppress(connection: asyncpg.pool.PoolConnectionProxy, rows: list[_LogRow]) -> None:
     """Put those on the suppression list whom Graph's answer has put there.
 
     In the transaction of the outcome itself, so that it cannot be lost between the two.
     """
     found = []
     for row in rows:
-        code = row[_CODE]
-        scope = row_of(code, 400).suppress_scope if code and row[_OUTCOME] == "failed" else None
+        code = row.code
+        scope = row_of(code, 400).suppress_scope if code and row.outcome == "failed" else None
         if scope is not None:
-            found.append((f"{row[_NUMBER]}:{row[_POSITION]}", row[_PHONE], scope, str(code)))
+            found.append((f"{row.job_number}:{row.position}", row.phone, scope, str(code)))
     if found:
         await connection.execute(SQL["lock_suppressions"], LOCK)
         await connection.execute(SQL["suppress"], *map(list, zip(*found, strict=True)))
 
 
 async def _forget_parks(
-    connection: asyncpg.pool.PoolConnectionProxy, rows: list[tuple[Any, ...]], locked: list[Any]
+    connection: asyncpg.pool.PoolConnectionProxy, rows: list[_LogRow], locked: list[Any]
 ) -> None:
     parked = {row["number"]: row["sender_id"] for row in locked if row["parks"]}
     newest: dict[str, int] = {}
     for row in rows:
-        if row[_NUMBER] in parked and row[_OUTCOME] == "sent":
-            sender = parked[row[_NUMBER]]
-            newest[sender] = max(newest.get(sender, 0), row[_AT])
+        if row.job_number in parked and row.outcome == "sent":
+            sender = parked[row.job_number]
+            newest[sender] = max(newest.get(sender, 0), row.at_ms)
     if newest:
         await connection.execute(SQL["forget_parks"], list(newest), list(newest.values()))
 

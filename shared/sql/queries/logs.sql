@@ -1,12 +1,12 @@
 -- name: upsert_logs
 -- A batch may hold a recipient twice, and only a higher rank may replace (pitfalls P9). Whose number
--- was erased (0) gets no message's id again: it holds the number.
+-- was erased (0) gets no message's id again: it holds the number. As JSON a row costs the worker a
+-- quarter of what thirteen arrays do: asyncpg asks of each element whether it is an array too.
 WITH incoming AS (
   SELECT DISTINCT ON (job_number, position) *
-  FROM unnest($1::bigint[], $2::integer[], $3::bigint[], $4::text[], $5::smallint[], $6::integer[],
-    $7::smallint[], $8::text[], $9::integer[], $10::text[], $11::text[], $12::text[], $13::bigint[])
-    AS n (job_number, position, phone, outcome, rank, reason, attempts, wamid, code, error, trace,
-      message_status, at_ms)
+  FROM json_to_recordset($1::json) AS n (job_number bigint, position integer, phone bigint,
+    outcome text, rank smallint, reason integer, attempts smallint, at_ms bigint, wamid text,
+    code integer, error text, trace text, message_status text)
   ORDER BY job_number, position, rank DESC
 ), before AS (
   SELECT l.job_number, l.position, l.outcome FROM campaign_logs l
