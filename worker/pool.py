@@ -96,6 +96,7 @@ class Pool:
         waiting = claims
         while waiting and not stop.is_set():
             begun: list[Begun] = []
+            asked_s = t.clock.monotonic()
             try:
                 begun = await t.queue.begin(t.pulse.worker, waiting)
             except QueueError:
@@ -104,6 +105,8 @@ class Pool:
             later, wait_ms = [], 0
             for claim, what in zip(waiting, begun, strict=True):
                 if isinstance(what, Go):
+                    if what.job_state in ("running", "queued"):
+                        t.pulse.let_go(shard, claim.job, asked_s)
                     self._start(shard, claim, what)
                 elif isinstance(what, Wait):
                     later.append(claim)

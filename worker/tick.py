@@ -71,6 +71,7 @@ class Pulse:
         # Counts the servers met: what was noted at one is not known to the next.
         self.servers = [0] * queue.shards
         self._told = [""] * queue.shards
+        self._ticked_s = [0.0] * queue.shards
         self._recent: deque[Told] = deque()
         self.off = [False] * queue.shards
         # Gives a server what it has lost (the publisher's); False: not all of it yet.
@@ -89,6 +90,15 @@ class Pulse:
     def server_ms(self, shard: int) -> int:
         """Return what a shard's server has on its clock, by the last tick: ours may be wrong."""
         return self._ahead_ms[shard] + int(self._clock.monotonic() * 1000)
+
+    def let_go(self, shard: int, job: str, asked_s: float) -> None:
+        """Note that a server let a claim go, asked at `asked_s`: the last tick did not know yet.
+
+        Without it what is claimed in the moment that a hold ends would only be handed back.
+        """
+        if asked_s >= self._ticked_s[shard]:
+            self.off[shard] = False
+            self._stopped[shard] -= {job}
 
     def may_claim(self, shard: int) -> bool:
         """Tell whether a claim could be begun now: without a lease it would only go back."""
@@ -175,7 +185,7 @@ class Pulse:
         self._run[shard] = ticked.run
         self._stopped[shard] = frozenset(ticked.stop)
         self.off[shard] = ticked.off
-        self.last_good_s = self._clock.monotonic()
+        self.last_good_s = self._ticked_s[shard] = self._clock.monotonic()
         self._ahead_ms[shard] = ticked.now_ms - int(self.last_good_s * 1000)
         if not ticked.wiped:
             lease_s = self._settings.worker_lease_ms / 1000

@@ -129,6 +129,18 @@ async def test_a_job_goes_from_submit_to_its_end_and_is_counted_once(queue: Queu
     assert (await queue.stats(0, [])).ready == 0
 
 
+async def test_a_chunk_is_not_cut_for_a_piece_of_one(queue: Queue) -> None:
+    await add_sender(queue, rate=1000)
+    for _ in range(20):  # until the mean is what is told
+        await submit(queue, 1)
+        for claim, _ in await take(queue):
+            # 5 requests at once, 104 ms each: 48 in a second.
+            facts = Fact(0, State.SENT, 1).pack()
+            await queue.report("w1", claim, facts=facts, record=b"\x90", latency_ms=104, done=True)
+    await submit(queue, 120)
+    assert [claim.size for claim, _ in await take(queue)] == [50, 50, 20]
+
+
 async def test_submitting_twice_makes_one_job(queue: Queue) -> None:
     await add_sender(queue)
     job = await submit(queue, 10)

@@ -92,12 +92,15 @@ local function release_one(cap, concurrency)
   local rate = s.rate
   if job_rate > 0 and (rate == 0 or job_rate < rate) then rate = job_rate end
   local size = num(h[5])
-  local most = rate == 0 and size or math.max(1, math.floor(PIECE_S * rate))
+  local whole = rate == 0 and size or math.max(1, math.floor(PIECE_S * rate))
+  local most, stretch = whole, whole
   local window = cap
   if s.rate > 0 then
     -- Where answers are slower than the gap, a claim lasts as long as its answers take: also 1 s.
     if rate * s.latency_s > concurrency then
-      most = math.max(concurrency, math.min(most, math.floor(concurrency / s.latency_s)))
+      most = math.max(concurrency, math.min(whole, math.floor(concurrency / s.latency_s)))
+      -- But a chunk of 50 in pieces of 49 and 1 is twice the work.
+      stretch = math.min(whole, math.floor(1.25 * most))
     end
     window = math.ceil(s.rate * (0.5 + s.latency_s) / math.min(most, size)
                        + math.max(1, s.rate * s.latency_s / concurrency)) + 1
@@ -120,7 +123,8 @@ local function release_one(cap, concurrency)
   elseif cursor < limit then
     local c = math.floor(cursor / size)
     local from = cursor - c * size
-    n = math.min(most, size - from, limit - cursor)
+    n = math.min(size - from, limit - cursor)
+    if n > stretch then n = math.min(n, most) end
     chunk, offsets = int(c), ''
     if n < math.min(size, recipients - c * size) then
       local list = {}
