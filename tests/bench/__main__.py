@@ -22,7 +22,18 @@ import msgspec
 
 from shared.embedded import valkey
 from shared.errors import DrumbeatError
-from tests.bench import accept, costs, live, machine, memory, page, recovery, scaling, worker
+from tests.bench import (
+    accept,
+    commands,
+    costs,
+    live,
+    machine,
+    memory,
+    page,
+    recovery,
+    scaling,
+    worker,
+)
 from tests.bench.contest import PEERS, STREAQ_PEER, ready
 from tests.bench.figures import Part, Results, Round, faults, ratios
 from tests.bench.peers.prepare import prepare
@@ -34,6 +45,7 @@ README: Final = ROOT / "README.md"
 RESULTS: Final = "results.json"
 PARTS: Final[dict[str, Callable[[Rig, Asked], AsyncIterator[Round]]]] = {
     "worker": worker.flat_out,
+    "commands": commands.commands,
     "paced": worker.paced,
     "accept": accept.accepting,
     "queued": accept.queued,

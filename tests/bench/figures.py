@@ -162,7 +162,7 @@ def ratios(parts: dict[str, Part]) -> dict[str, float | None]:
         "worker_cpu_vs_saq_chunk": ratio(worker, THIN, SAQ_CHUNK, cpu),
         "worker_cpu_vs_client_alone": ratio(worker, THIN, ALONE, cpu),
         "valkey_cpu_vs_bullmq": ratio(worker, THIN, BULLMQ, valkey),
-        "commands_per_message": median(worker, THIN, "commands_per_message"),
+        "commands_per_message": median(of("commands"), THIN, "sent_per_message"),
         "core_at_1000_per_s": median(of("paced"), THIN, "core_at_1000_per_s"),
         "accept_50000_s": median(accept, THIN, "accept_s"),
         "accept_vs_bullmq": ratio(accept, THIN, BULLMQ, "accept_s"),

@@ -70,6 +70,15 @@ TABLES: Final[dict[str, Table]] = {
         _SENT,
         ("worker",),
     ),
+    "commands": Table(
+        "Commands for a message",
+        "One worker, flat out, MONITOR on: what clients sent, all processes and the log writer "
+        "counted, and what scripts did with it on the server.",
+        (
+            Column("sent", "sent_per_message"),
+            Column("inside scripts", "inside_per_message", ".2f"),
+        ),
+    ),
     "paced": Table(
         "1,000 messages a second, answered after 100 ms",
         "Drumbeat and BullMQ are told the rate, the others have no limiter and give what they can. "
