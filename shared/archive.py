@@ -88,6 +88,19 @@ class _LogRow(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     message_status: str | None = None
 
 
+class StateRow(msgspec.Struct, frozen=True):
+    """What `set_states` takes of a job; its columns' names."""
+
+    id: str
+    state: str
+    version: int
+    by_whom: str
+    reason: str
+    started_ms: int
+    finished_ms: int
+    end_event: str | None
+
+
 class SenderRow(msgspec.Struct, frozen=True):
     """A WhatsApp phone number; `rate` None = the settings' default, messages per second.
 
@@ -815,13 +828,32 @@ async def _forget_parks(
 async def _set_states(
     connection: asyncpg.pool.PoolConnectionProxy, batch: list[OutcomeEntry]
 ) -> None:
-    for entry in batch:
-        if entry.kind != "state":
-            continue
-        await connection.execute(
-            SQL["set_state"], entry.job, entry.job_state, entry.version, entry.by, entry.text,
-            entry.started_ms, entry.finished_ms, entry.event or None,
-        )  # fmt: skip
+    rows = newest_states(batch)
+    if rows:
+        await connection.execute(SQL["set_states"], _encode_rows(rows).decode())
+
+
+def newest_states(batch: list[OutcomeEntry]) -> list[StateRow]:
+    """Return what a batch's state entries come to, a row for each job. Pure.
+
+    That of the highest version counts; what an earlier one alone says, such as when the job
+    started, is kept.
+    """
+    found: dict[str, StateRow] = {}
+    entries = (entry for entry in batch if entry.kind == "state")
+    for entry in sorted(entries, key=lambda each: each.version):
+        last = found.get(entry.job)
+        found[entry.job] = StateRow(
+            entry.job,
+            entry.job_state,
+            entry.version,
+            entry.by,
+            entry.text,
+            max(entry.started_ms, last.started_ms if last else 0),
+            max(entry.finished_ms, last.finished_ms if last else 0),
+            entry.event or (last.end_event if last else None),
+        )
+    return list(found.values())
 
 
 def _user(row: Any) -> UserRow | None:  # noqa: ANN401 - asyncpg's Record

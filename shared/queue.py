@@ -124,6 +124,9 @@ class Queue:
         self._batches: list[Batch[_Call, Any]] = [
             Batch(partial(self._trip, shard)) for shard in range(self.shards)
         ]
+        self._messages: list[Batch[str, Any]] = [
+            Batch(partial(self._read_messages, shard)) for shard in range(self.shards)
+        ]
 
     @classmethod
     async def open(cls, settings: Settings, observe: Observe | None = None) -> Queue:
@@ -264,7 +267,7 @@ class Queue:
     async def archived(self, job_id: str, version: int) -> None:
         """Start the TTL of a job whose end PostgreSQL has committed."""
         ttl = self.settings.job_ttl_s
-        await self._run("archived", keys.shard_of(job_id), job_id, version, ttl)
+        await self._batches[keys.shard_of(job_id)].run(("archived", [job_id, version, ttl]))
 
     async def totals(
         self, job_id: str, version: int, delivered: int, read: int, undelivered: int
@@ -307,10 +310,7 @@ class Queue:
 
     async def message(self, job_id: str) -> JobMessage | None:
         """Return what a worker must know of a job to send it; None when it is gone."""
-        client = self._commands[keys.shard_of(job_id)]
-        names = ["sender", "message", "on_unknown", "chunk_size", "created_ms", "scheduled_ms"]
-        names.append("category")
-        reply: Any = await self._try(lambda: client.hmget(keys.job(job_id), names))
+        reply = await self._messages[keys.shard_of(job_id)].run(job_id)
         sender, message, on_unknown, chunk_size, created, scheduled, category = reply
         if sender is None:
             return None
@@ -323,6 +323,19 @@ class Queue:
             due_ms,
             text_of(category or b""),
         )
+
+    async def _read_messages(self, shard: int, job_ids: Sequence[str]) -> list[Any]:
+        client = self._commands[shard]
+        names = ["sender", "message", "on_unknown", "chunk_size", "created_ms", "scheduled_ms"]
+        names.append("category")
+
+        async def act() -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipe.hmget(keys.job(job_id), names)
+            return list(await pipe.execute())
+
+        return list(await self._try(act))
 
     async def statuses(self, job_ids: list[str]) -> list[JobStatus | None]:
         """Return what Redis knows of each job; two pipelines a shard: jobs, then their senders."""

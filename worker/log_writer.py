@@ -147,8 +147,7 @@ class LogWriter:
                 return False
             self._metrics.archive_flush_seconds.observe(self._clock.monotonic() - began_s)
             # Before the entries go: a lost call would leave the job's keys without a TTL.
-            for job_id, version in recorded.ended:
-                await self._queue.archived(job_id, version)
+            await asyncio.gather(*(self._queue.archived(*ended) for ended in recorded.ended))
             await self._queue.ack_outcomes(shard, [entry.entry for entry in batch])
         except (ArchiveError, QueueError) as error:
             if isinstance(error, ArchiveError) and error.hopeless:

@@ -376,6 +376,7 @@ class Stage:
         queue.settings = self.tuned
         queue._clock = self.clock
         queue._batches = [Batch(partial(queue._trip, 0))]
+        queue._messages = [Batch(partial(queue._read_messages, 0))]
         return queue
 
     def _hear(self, _logger: Any, _method: str, event: Any) -> Any:

@@ -83,12 +83,15 @@ UPDATE bulk_jobs j SET sent = j.sent + n.sent, failed = j.failed + n.failed,
 FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[], $5::integer[], $6::integer[])
   AS n (number, sent, failed, skipped, unknown, cancelled) WHERE j.number = n.number;
 
--- name: set_state
--- A state is taken only with a higher version.
-UPDATE bulk_jobs SET state = $2, version = $3, by_whom = $4, reason = $5,
-  started_ms = greatest(started_ms, $6), finished_ms = greatest(finished_ms, $7),
-  end_event = coalesce($8, end_event)
-WHERE id = $1 AND version < $3;
+-- name: set_states
+-- A state is taken only with a higher version; each job stands here once.
+UPDATE bulk_jobs b SET state = n.state, version = n.version, by_whom = n.by_whom, reason = n.reason,
+  started_ms = greatest(b.started_ms, n.started_ms),
+  finished_ms = greatest(b.finished_ms, n.finished_ms),
+  end_event = coalesce(n.end_event, b.end_event)
+FROM json_to_recordset($1::json) AS n (id text, state text, version bigint, by_whom text,
+  reason text, started_ms bigint, finished_ms bigint, end_event text)
+WHERE b.id = n.id AND b.version < n.version;
 
 -- name: ended
 -- Final, and every recipient logged: a dead writer's rows may come after the end itself.
