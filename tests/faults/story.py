@@ -267,6 +267,9 @@ class Story:
         stage.provider.hooks.clear()
         await stage.fill(is_full=False)
         stage.has_operator = True
+        for life in list(stage.zombies):
+            if life.is_request:  # a pause that stands still is asked before all is resumed
+                await stage.wake(life)
         for asked in self.asked:
             await stage.insist(asked)
         for accepted in stage.accepted:
