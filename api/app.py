@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import auth, health, jobs, stats, stream, submit, webhooks, work
+from api import auth, health, jobs, logins, stats, stream, submit, webhooks, work
 from api.connections import Runner
 from api.fleet import Fleet
 from api.hub import Hub
@@ -59,9 +59,7 @@ ROUTES: Final = (
     Route("GET", "/api/bulk/stats", stats.show, auth.ADMIN, "other"),
     *stream.ROUTES,
     *webhooks.ROUTES,
-    Route("POST", "/api/session", auth.log_in, auth.OPEN, "other", has_body=True),
-    Route("GET", "/api/session", auth.me, auth.READ, "other"),
-    Route("DELETE", "/api/session", auth.log_out, auth.SESSION, "other"),
+    *logins.ROUTES,
     Route("GET", "/livez", health.live, auth.OPEN, is_quiet=True),
     Route("GET", "/readyz", health.ready, auth.OPEN, is_quiet=True),
     *pages.ROUTES,

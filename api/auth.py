@@ -10,20 +10,11 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from api import wire
-from api.guard import SMALL_BODY, address_of, body_of, check_csrf
-from api.passwords import hash_password, needs_rehash, verify_password
 from api.resources import Resources, resources
+from api.sessions import Session
 from shared import logs
 from shared.archive import KeyRow, UserRow
-from shared.errors import (
-    ArchiveError,
-    DeniedError,
-    Fault,
-    InvalidError,
-    MalformedError,
-    TooManyError,
-)
+from shared.errors import ArchiveError, DeniedError, MalformedError
 
 _KEY: Final = re.compile(r"\Adrb_([0-9a-z]{10})_[0-9A-Za-z]{43}\Z")
 _BEARER: Final = re.compile(r"\A[Bb]earer +(\S{1,256})\Z")
@@ -164,7 +155,7 @@ class Credentials:
             self._keep(made, session.user_id, row)
         if not isinstance(row, UserRow) or row.disabled:
             return None
-        return _principal_of(row, session.hash, session.expires_ms)
+        return in_session(row, session)
 
     async def _note_used(self, made: Resources, key_id: str) -> None:
         """Note when a key was last used, to the minute; a note that is lost refuses nobody."""
@@ -189,9 +180,10 @@ class Credentials:
         self._kept[name] = (made.clock.monotonic(), row)
 
 
-def _principal_of(row: UserRow, session: str, expires_ms: int) -> Principal:
+def in_session(row: UserRow, session: Session) -> Principal:
+    """Return a user as one of his sessions lets him act."""
     scopes = (*SESSION_SCOPES, "admin") if row.role == "admin" else SESSION_SCOPES
-    return Principal(row.id, row.email, row.role, scopes, session, "", expires_ms)
+    return Principal(row.id, row.email, row.role, scopes, session.hash, "", session.expires_ms)
 
 
 def cookie_of(request: web.BaseRequest, public_url: str) -> str:
@@ -218,84 +210,3 @@ def check_access(access: Access, asker: Principal) -> None:
         raise DeniedError("forbidden", "This needs a log-in; an API key will not do.")
     if access.scope and access.scope not in asker.scopes:
         raise DeniedError("scope_missing", f"The API key lacks the scope {access.scope}.")
-
-
-def _refuse_query(request: web.Request) -> None:
-    """Refuse a query: none of a session's routes takes one.
-
-    Raises:
-        InvalidError: 422 `unknown_parameter`.
-    """
-    if request.query:
-        fault = Fault("", "unknown_parameter", "Offered: none.")
-        raise InvalidError("unknown_parameter", "There are no parameters here.", [fault])
-
-
-def _me(asker: Principal) -> web.Response:
-    body = wire.Me(
-        asker.user_id,
-        asker.email,
-        asker.role,
-        list(asker.scopes),
-        wire.time_text(asker.expires_ms),
-    )
-    return web.json_response(body=wire.encode(body))
-
-
-async def log_in(request: web.Request) -> web.Response:
-    """POST /api/session: a new session, whatever the caller brought."""
-    made = resources(request)
-    settings, address = made.settings, address_of(request, made.settings)
-    check_csrf(request, settings)
-    _refuse_query(request)
-    body = wire.decode(await body_of(request, SMALL_BODY, settings.body_timeout_s), wire.Login)
-    wire.refuse_controls({"email": body.email, "password": body.password})
-    wait_s = await made.visitors.login(body.email, address)
-    if wait_s:
-        made.metrics.logins_total.labels("throttled").inc()
-        raise TooManyError("login_throttled", "Too many failed log-ins.", wait_s)
-    user = await made.archive.user_by_email(body.email.strip().lower())
-    is_right = await verify_password(user.password_hash if user else None, body.password)
-    if user is None or not is_right or user.disabled:
-        await made.visitors.login(body.email, address, "0")
-        made.metrics.logins_total.labels("bad").inc()
-        _log.warning("login.failed")
-        raise DeniedError("bad_credentials", "This address and password do not go together.")
-    await made.visitors.login(body.email, address, "1")
-    if needs_rehash(user.password_hash):
-        await made.archive.set_password(user.id, await hash_password(body.password))
-    old = cookie_of(request, settings.public_url)
-    before = await made.visitors.look(old) if old else None
-    if before is not None:
-        await made.visitors.close(before.user_id, before.hash)
-    token, session = await made.visitors.open(user.id)
-    made.metrics.logins_total.labels("ok").inc()
-    await made.archive.audit(user.id, "login", user.id, "ok")
-    response = _me(_principal_of(user, session.hash, session.expires_ms))
-    response.set_cookie(
-        cookie_name(settings.public_url),
-        token,
-        path="/",
-        httponly=True,
-        samesite="Lax",
-        secure=settings.public_url.startswith("https://"),
-        max_age=settings.session_max_s,
-    )
-    return response
-
-
-async def me(request: web.Request) -> web.Response:
-    """GET /api/session: who am I?"""
-    _refuse_query(request)
-    return _me(principal(request))
-
-
-async def log_out(request: web.Request) -> web.Response:
-    """DELETE /api/session: end this session."""
-    _refuse_query(request)
-    made, asker = resources(request), principal(request)
-    await made.visitors.close(asker.user_id, asker.session)
-    await made.archive.audit(asker.user_id, "logout", asker.user_id, "ok")
-    response = web.Response(status=204)
-    response.del_cookie(cookie_name(made.settings.public_url), path="/")
-    return response

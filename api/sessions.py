@@ -173,16 +173,17 @@ class Visitors:
         return [Policy(name, f"{{v}}:quota:{who}", limit) for name, who, limit in pairs if limit]
 
     async def login(self, email: str, address: str, outcome: str = "") -> int:
-        """Return the seconds to wait before a log-in; with an outcome, count it first.
+        """Return the seconds to wait before a log-in; 0 = try, and an outcome is counted.
 
         Args:
-            email: of the account, known or not.
+            email: of the account as it is kept, known or not.
             address: of the client.
-            outcome: '' asks only; `0` it failed; `1` it went well.
+            outcome: '' asks only; `0` it failed; `1` it went well. Neither counts, nor must be
+                told to anybody, where others have used up the tries meanwhile.
         """
         s = self._settings
         keys = [
-            f"{{v}}:login:a:{digest(email.lower())[:32]}",
+            f"{{v}}:login:a:{digest(email)[:32]}",
             f"{{v}}:login:i:{digest(address)[:32]}",
         ]
         args = (outcome, s.login_failures, s.login_window_s, s.login_failures_ip)

@@ -11,29 +11,21 @@ from api import wire
 from api.audit import act_of
 from api.auth import ADMIN, SESSION, principal
 from api.bodies import answer, small_body
-from api.guard import address_of
 from api.idempotency import key_of
 from api.lists import page_of
+from api.logins import email_of, require_password
 from api.papers import NewUser, PasswordChange, User, UserList, UserPatch
-from api.passwords import hash_password, verify_password
+from api.passwords import hash_password
 from api.resources import resources
 from api.router import Route, query_of
 from api.weak import refuse_weak
-from shared import logs
-from shared.errors import DeniedError, NotFoundError, TooManyError
+from shared.errors import NotFoundError
 from shared.ids import is_user_id
 from shared.office import ListedUser, UserChange
-
-_log: Final = logs.get("api.users")
 
 
 def _shown(row: ListedUser) -> User:
     return User(row.id, row.email, row.role, row.disabled, wire.time_text(row.created_ms) or "")
-
-
-def email_of(text: str) -> str:
-    """Return an address as it is kept: without blanks around it, in lower case."""
-    return text.strip().lower()
 
 
 async def list_users(request: web.Request) -> web.Response:
@@ -90,15 +82,8 @@ async def change_password(request: web.Request) -> web.Response:
     query_of(request)
     body = await small_body(request, PasswordChange)
     # Guesses here are failed log-ins like any others.
-    address = address_of(request, made.settings)
-    wait_s = await made.visitors.login(asker.email, address)
-    if wait_s:
-        raise TooManyError("login_throttled", "Too many failed log-ins.", wait_s)
     user = await made.archive.user(asker.user_id)
-    if user is None or not await verify_password(user.password_hash, body.current):
-        await made.visitors.login(asker.email, address, "0")
-        _log.warning("login.failed")
-        raise DeniedError("bad_credentials", "This is not your password.")
+    await require_password(request, asker.email, user, body.current, "This is not your password.")
     refuse_weak(body.new, "/new")
     act = act_of(request, asker, "user.password", asker.user_id)
     hashed = await hash_password(body.new)

@@ -4,7 +4,7 @@
 -- KEYS[2]  {v}:login:<address>   hash   failures, their window's end
 -- ARGV[1]  '' = may they try? · '0' = it failed · '1' = it went well
 -- ARGV[2]  failures of an account   ARGV[3]  window, s   ARGV[4]  failures of an address
--- Returns  s to wait; 0 = try
+-- Returns  s to wait: others have failed meanwhile, and the outcome does not count; 0 = try
 -- Repeat   '0' counts again
 -- Cost     O(1)
 local time = redis.call('TIME')
@@ -21,19 +21,19 @@ local function count(key)
   return n
 end
 
-if ARGV[1] == '1' then
-  redis.call('DEL', KEYS[1])
-  return 0
-end
-if ARGV[1] == '0' then
-  count(KEYS[2])
-  if count(KEYS[1]) >= tonumber(ARGV[2]) then
-    local blocks = redis.call('HINCRBY', KEYS[1], 'blocks', 1)
-    local wait = math.min(900, 60 * 2 ^ (blocks - 1)) * 1000
-    redis.call('HSET', KEYS[1], 'n', '0', 'until', int(now + wait))
-  end
-end
 local wait = num(redis.call('HGET', KEYS[1], 'until')) - now
 local address = redis.call('HMGET', KEYS[2], 'n', 'ends')
 if num(address[1]) >= tonumber(ARGV[4]) then wait = math.max(wait, num(address[2]) - now) end
-return math.max(0, math.ceil(wait / 1000))
+if wait > 0 then return math.ceil(wait / 1000) end
+
+if ARGV[1] == '1' then
+  redis.call('DEL', KEYS[1])
+elseif ARGV[1] == '0' then
+  count(KEYS[2])
+  if count(KEYS[1]) >= tonumber(ARGV[2]) then
+    local blocks = redis.call('HINCRBY', KEYS[1], 'blocks', 1)
+    local block = math.min(900, 60 * 2 ^ (blocks - 1)) * 1000
+    redis.call('HSET', KEYS[1], 'n', '0', 'until', int(now + block))
+  end
+end
+return 0
