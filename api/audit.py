@@ -44,7 +44,7 @@ async def note(
     made: Resources,
     asker: Principal,
     action: str,
-    job_id: str,
+    object_id: str,
     result: str,
     reason: str = "",
 ) -> None:
@@ -53,7 +53,7 @@ async def note(
     await made.archive.audit(
         asker.user_id,
         action,
-        job_id,
+        object_id,
         result,
         reason=reason,
         request_id=request[REQUEST_ID],
@@ -66,12 +66,12 @@ async def note_done(
     made: Resources,
     asker: Principal,
     action: str,
-    job_id: str,
+    object_id: str,
     result: str,
     reason: str = "",
 ) -> None:
     """Write what has happened; a note that is lost must not make the answer say it has not."""
     try:
-        await note(request, made, asker, action, job_id, result, reason)
+        await note(request, made, asker, action, object_id, result, reason)
     except ArchiveError as error:
-        _log.warning("audit.lost", action=action, jobId=job_id, error=str(error))
+        _log.warning("audit.lost", action=action, object=object_id, error=str(error))

@@ -7,6 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from api import wire
+from api.audit import note
 from api.auth import OPEN, READ, SESSION, Principal, cookie_name, cookie_of, in_session, principal
 from api.bodies import answer, small_body
 from api.guard import address_of, check_csrf
@@ -98,9 +99,10 @@ async def log_in(request: web.Request) -> web.Response:
     if before is not None:
         await made.visitors.close(before.user_id, before.hash)
     token, session = await made.visitors.open(user.id)
+    asker = in_session(user, session)
+    await note(request, made, asker, "login", user.id, "ok")
     made.metrics.logins_total.labels("ok").inc()
-    await made.archive.audit(user.id, "login", user.id, "ok")
-    response = _me(in_session(user, session))
+    response = _me(asker)
     response.set_cookie(
         cookie_name(settings.public_url),
         token,
@@ -124,7 +126,7 @@ async def log_out(request: web.Request) -> web.Response:
     query_of(request)
     made, asker = resources(request), principal(request)
     await made.visitors.close(asker.user_id, asker.session)
-    await made.archive.audit(asker.user_id, "logout", asker.user_id, "ok")
+    await note(request, made, asker, "logout", asker.user_id, "ok")
     response = web.Response(status=204)
     response.del_cookie(cookie_name(made.settings.public_url), path="/")
     return response

@@ -18,6 +18,7 @@ from api import progress, wire
 from api.auth import READ, Credentials, Principal, principal
 from api.guard import address_of, headers_of
 from api.hub import Frame, Subscription
+from api.owned import note_foreign
 from api.resources import Resources, resources
 from api.router import REQUEST_ID, Route
 from api.views import job_of
@@ -155,6 +156,8 @@ async def _follow(
             if resume == "stop":
                 reason = "end"
                 return web.Response(status=204)
+            for row in rows.values():
+                await note_foreign(request, made, asker, row)
             response = Response(made, request[REQUEST_ID])
             try:
                 await response.prepare(request)
@@ -184,6 +187,7 @@ class _Stream:
     ) -> None:
         self._request = request
         self._made = made
+        self._owner = principal(request).owner
         self._rows = rows
         self._subscription = subscription
         self._left = list(rows)
@@ -357,7 +361,7 @@ class _Stream:
         """
         [job_id] = self._rows
         try:
-            row = await self._made.archive.job(job_id, None)
+            row = await self._made.archive.job(job_id, self._owner)
         except StoreError:
             return
         done = row is not None and row.sent + row.failed + row.skipped + row.unknown + row.cancelled
@@ -377,7 +381,7 @@ class _Stream:
         self._subscription.is_lost = False
         for job_id in list(self._left):
             try:
-                row = await self._made.archive.job(job_id, None)
+                row = await self._made.archive.job(job_id, self._owner)
             except StoreError:
                 return
             if row is not None and row.end_event is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from argon2 import PasswordHasher
 
 from api.passwords import needs_rehash
 from shared.ids import Ids
+from shared.office import AuditFilter
 from tests.integration.desk import PASSWORD, Api, problem, session_of
 
 WRONG = "not this one"
@@ -78,3 +80,17 @@ async def test_another_sites_page_logs_nobody_in(api: Api, sent: str) -> None:
     response = await api.client.post("/api/session", json=login, headers={"Sec-Fetch-Site": sent})
     await problem(response, 403, "csrf")
     assert "Set-Cookie" not in response.headers
+
+
+async def test_the_audit_log_tells_where_somebody_logged_in_and_out(api: Api) -> None:
+    session = await session_of(api, "ann")
+    name = {**session, "X-Request-Id": "out-1"}
+    assert (await api.client.delete("/api/session", headers=name)).status == 204
+    out, come = await api.made.office.audit(AuditFilter(actor=api.ann), 0, 9)
+    assert (come.action, come.object, out.action, out.request_id) == (
+        "login", api.ann, "logout", "out-1",
+    )  # fmt: skip
+    assert come.request_id.startswith("req_")
+    # The address as a keyed hash, the same one both times.
+    assert re.fullmatch(r"a_[0-9a-f]{8}", come.address)
+    assert come.address == out.address

@@ -209,3 +209,20 @@ async def test_the_audit_log_is_for_admins_and_narrows(api: Api) -> None:
     ):
         response = await api.ask("root", "GET", f"/api/audit?{query}")
         await problem(response, 422, code)
+
+
+async def test_an_admin_who_looks_at_somebody_elses_job_leaves_a_line_each_way(api: Api) -> None:
+    job = (await (await api.send()).json())["jobId"]
+    ways = (f"/api/bulk/jobs/{job}", f"/api/bulk/jobs/{job}/recipients", f"/realtime/bulk/{job}",
+            f"/realtime/bulk?jobs={job}")  # fmt: skip
+
+    async def lines() -> int:
+        return len(await api.made.office.audit(AuditFilter(action="job.read", object=job), 0, 99))
+
+    for count, path in enumerate(ways, start=1):
+        for who in ("ann", "root"):
+            async with api.client.get(
+                path, headers={"Authorization": f"Bearer {api.tokens[who]}"}
+            ) as answer:
+                assert answer.status == 200, path
+        assert await lines() == count, path
