@@ -344,7 +344,7 @@ class Stage:
         stack.push_async_callback(pool.aclose)
         made = await asyncpg.create_pool(
             str(self.settings.database_url),
-            min_size=2,
+            min_size=0,  # a floor is restored beside the effects, and on a clock that then jumps
             max_size=4,
             max_inactive_connection_lifetime=0,
             server_settings={"search_path": self.settings.database_schema},
