@@ -149,6 +149,7 @@ async def serve(  # one argument per thing served
     app.router.add_get("/readyz", health)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/scale", wanted)
+    app.on_response_prepare.append(_bare)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -156,6 +157,12 @@ async def serve(  # one argument per thing served
         yield port
     finally:
         await runner.cleanup()
+
+
+async def _bare(_request: web.Request, response: web.StreamResponse) -> None:
+    """Do not say what serves this, nor let anybody take it for something else."""
+    response.headers.popall("Server", None)
+    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 async def _listen(site: web.TCPSite, host: str, port: int) -> None:
@@ -178,7 +185,8 @@ def _bearer(token: Secret | None) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if wanted and request.path not in {"/livez", "/readyz"}:
-            given = request.headers.get("Authorization", "").encode()
+            # Bytes that are no UTF-8 come as lone surrogates.
+            given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
             if not hmac.compare_digest(given, wanted):
                 return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
         return await handler(request)

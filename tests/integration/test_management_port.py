@@ -63,8 +63,9 @@ async def test_metrics_and_scale_ask_for_the_token_and_health_does_not() -> None
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client,
     ):
         for path in ("/metrics", "/scale"):
-            async with client.get(path, headers={"Authorization": "Bearer x"}) as answer:
-                assert answer.status == 401
+            for wrong in ("Bearer x", "Bearer tt", "t", ""):
+                async with client.get(path, headers={"Authorization": wrong}) as answer:
+                    assert (answer.status, "Server" in answer.headers) == (401, False), wrong
         head = {"Authorization": "Bearer t"}
         async with client.get("/metrics", headers=head) as answer:
             assert "drumbeat_wanted_workers 3.0" in await answer.text()
@@ -73,6 +74,11 @@ async def test_metrics_and_scale_ask_for_the_token_and_health_does_not() -> None
         for path in ("/livez", "/readyz"):
             async with client.get(path) as answer:
                 assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+        # Bytes that are no text are no token, and no fault of ours.
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t\xff\r\n\r\n")
+        assert b" 401 " in await reader.readline()
+        writer.close()
 
 
 async def test_a_worker_is_scraped_with_its_stores_its_loop_and_what_runs(
