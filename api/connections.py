@@ -14,7 +14,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from api.guard import SECURITY_HEADERS, address_in, name_of
+from api.guard import address_in, headers_of, name_of
 from api.problems import problem
 from shared.ids import Ids
 from shared.settings import Settings
@@ -35,6 +35,7 @@ class Doorway:
         """Begin with nobody inside."""
         self.header_timeout_s = settings.header_timeout_s
         self.public_url = settings.public_url
+        self.headers = {**headers_of(settings), "Cache-Control": "no-store"}
         self.ids = Ids()
         self._most = settings.connections_per_ip
         self._trusted = [
@@ -144,7 +145,7 @@ class Connection(RequestHandler):
             status=told.status,
             body=told.body,
             headers={
-                **SECURITY_HEADERS,
+                **self._doorway.headers,
                 "Content-Type": told.headers["Content-Type"],
                 "X-Request-Id": request_id,
             },

@@ -170,15 +170,27 @@ def check_content(request: web.BaseRequest, *, has_body: bool) -> None:
         raise MalformedError("unsupported_media_type", "The body must be application/json.")
 
 
+def check_length(request: web.BaseRequest, limit: int) -> None:
+    """Refuse a body that says it is larger than `limit` bytes, before anything else is looked at.
+
+    Raises:
+        MalformedError: 413.
+    """
+    if request.content_length is not None and request.content_length > limit:
+        raise _too_large(limit)
+
+
+def _too_large(limit: int) -> MalformedError:
+    return MalformedError("body_too_large", f"The body is larger than {limit} bytes.")
+
+
 async def body_of(request: web.Request, limit: int, timeout_s: float) -> bytes:
     """Return the body, at most `limit` bytes, within `timeout_s`.
 
     Raises:
         MalformedError: 413 when it is larger, 400 when it does not come or is cut off.
     """
-    too_large = MalformedError("body_too_large", f"The body is larger than {limit} bytes.")
-    if request.content_length is not None and request.content_length > limit:
-        raise too_large
+    check_length(request, limit)
     if "Expect" in request.headers and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = bytearray()
@@ -187,7 +199,7 @@ async def body_of(request: web.Request, limit: int, timeout_s: float) -> bytes:
             async for piece in request.content.iter_any():
                 body += piece
                 if len(body) > limit:
-                    raise too_large
+                    raise _too_large(limit)
     except (TimeoutError, ConnectionError, web.RequestPayloadError) as error:
         raise MalformedError("bad_request", "The body did not come whole.") from error
     return bytes(body)

@@ -13,7 +13,7 @@ from api import auth, wire
 from api.audit import note_done
 from api.auth import Principal, principal
 from api.draft import Draft, Wanted, store
-from api.guard import SMALL_BODY, body_of
+from api.guard import SMALL_BODY, body_of, check_length
 from api.idempotency import answer_of, hash_of, key_of, replay
 from api.jobs import settled_state
 from api.owned import id_of, visible
@@ -135,6 +135,7 @@ async def retry(request: web.Request) -> web.Response:
     """POST /api/bulk/jobs/{jobId}/retry: a child job, or nothing."""
     made, asker = resources(request), principal(request)
     job_id = id_of(request, made)
+    check_length(request, SMALL_BODY)
     await made.switch.require_on()
     key = key_of(request)
     raw = await body_of(request, SMALL_BODY, made.settings.body_timeout_s)

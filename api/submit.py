@@ -15,7 +15,7 @@ from api import wire
 from api.audit import note_done
 from api.auth import Principal, principal
 from api.draft import REDIS_S, Draft, Wanted, store
-from api.guard import address_of, body_of
+from api.guard import address_of, body_of, check_length
 from api.idempotency import answer_of, hash_of, key_of, replay
 from api.intake import Taken
 from api.resources import Resources, resources
@@ -52,6 +52,7 @@ _log: Final = logs.get("api.jobs")
 async def send(request: web.Request) -> web.Response:
     """POST /api/bulk/send: accept a job and all its recipients, or nothing."""
     made, asker = resources(request), principal(request)
+    check_length(request, made.settings.body_max_bytes)
     refused = made.metrics.submissions_refused_total
     try:
         await made.switch.require_on()

@@ -18,7 +18,7 @@ from api import auth, wire
 from api.auth import Principal, principal
 from api.columns import Mapping, guess_phone, name_of
 from api.exports import csv_of_cells
-from api.guard import SMALL_BODY, body_of
+from api.guard import SMALL_BODY, body_of, check_length
 from api.idempotency import key_of
 from api.intake import PROBLEMS_MAX, Taken
 from api.owned import answer
@@ -164,6 +164,7 @@ async def add(request: web.Request) -> web.Response:
     """POST /api/bulk/uploads: read a file and keep it, or nothing."""
     made, asker = resources(request), principal(request)
     kind = type_of(request.headers.get("Content-Type", ""))
+    check_length(request, made.settings.upload_max_bytes)
     await made.switch.require_on()
     key = key_of(request)
     query = query_of(request, "filename", "phone_column", "default_region")
