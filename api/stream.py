@@ -298,7 +298,8 @@ class _Stream:
         except TimeoutError:
             if self._made.clock.monotonic() < self._next_beat:
                 return
-            self._next_beat += self._made.settings.sse_heartbeat_s
+            # From now on: a process that stood still for long has no beats to make up for.
+            self._next_beat = self._made.clock.monotonic() + self._made.settings.sse_heartbeat_s
             await response.put(_HEARTBEAT)
             await self._check_credential(response)
 

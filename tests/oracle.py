@@ -6,9 +6,11 @@ servers directly and not through our doors, which are what is judged.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
@@ -17,6 +19,7 @@ from shared import keys
 from shared.models import State, attempts_of, state_of
 
 EXAMPLES_MAX: Final = 10
+_OK, _NO_MORE = 200, 204
 COUNTERS: Final = ("sent", "failed", "skipped", "unknown", "cancelled")
 _KEPT: Final = re.compile(
     "|".join(
@@ -50,6 +53,31 @@ class Accepted(NamedTuple):
     resend: bool = False
 
 
+class Connection(NamedTuple):
+    """One connection of a subscriber: the `Last-Event-ID` it came with, and what it was told.
+
+    Attributes:
+        status: of the answer; 0 when none came.
+        events: with `id` and `data`, as they came whole.
+    """
+
+    given: str
+    status: int
+    events: Sequence[Any]
+
+
+class Watched(NamedTuple):
+    """Everything one subscriber of a job was told, connection by connection.
+
+    Attributes:
+        has_come_back: he came back until the end, and once more.
+    """
+
+    job: str
+    connections: Sequence[Connection]
+    has_come_back: bool = True
+
+
 class Evidence(NamedTuple):
     """What is known from outside.
 
@@ -62,6 +90,7 @@ class Evidence(NamedTuple):
         refused: idempotency keys whose last answer was a refusal.
         notes: what was seen while the run went on: (invariant, sentence).
         rate, burst: what the one sender may do; rate 0 when none was set (I9).
+        watched: what subscribers were told (I8).
     """
 
     accepted: list[Accepted]
@@ -73,6 +102,7 @@ class Evidence(NamedTuple):
     notes: tuple[tuple[str, str], ...] = ()
     rate: float = 0.0
     burst: float = 0.0
+    watched: tuple[Watched, ...] = ()
 
 
 class Violation(NamedTuple):
@@ -120,22 +150,82 @@ async def examine(evidence: Evidence, redis: Redis, pool: Any) -> list[Violation
         text = f"{again} second copies, resend allows {evidence.again_max}"
         found.append(Violation("I2", text))
     found += await _nothing_left(evidence, redis, pool)
-    found += _paced(evidence)
+    found += paced(evidence.ledger, evidence.rate, evidence.burst)
+    for watched in evidence.watched:
+        found += told_in_order(watched, jobs[watched.job])
     return _few(found)
 
 
-def _paced(evidence: Evidence) -> list[Violation]:
-    """I9: in no window more calls than the rate allows, by the ledger's clock."""
-    if not evidence.rate:
+def paced(ledger: Sequence[Line], rate: float, burst: float) -> list[Violation]:
+    """I9: in no window more calls than the rate allows, by the ledger's clock; 0: no limit."""
+    if not rate:
         return []
-    at, found = [line.at_s for line in evidence.ledger], []
+    at, found = [line.at_s for line in ledger], []
     for i, first in enumerate(at):
         for j in range(i, len(at)):
-            calls, most = j - i + 1, evidence.rate * (at[j] - first) + evidence.burst
+            calls, most = j - i + 1, rate * (at[j] - first) + burst
             if calls > most + 0.01:
                 words = f"{calls} calls in {at[j] - first:.3f} s, at most {most:.1f}"
                 found.append(Violation("I9", words))
     return found
+
+
+def told_in_order(watched: Watched, job: Job) -> list[Violation]:
+    """I8: what a subscriber of one job was told only goes up, and ends once, with the truth."""
+    found: list[str] = []
+    last, has_end = (0, 0), False
+    heights: list[int] = []
+    for number, connection in enumerate(watched.connections):
+        where = f"connection {number} from {connection.given or 'nothing'}"
+        if has_end != (connection.status == _NO_MORE) and connection.status in (_OK, _NO_MORE):
+            found.append(f"{where}: answered {connection.status}, the end was told: {has_end}")
+        for event in connection.events:
+            if not event.data or event.name:
+                continue
+            said = json.loads(event.data)
+            if has_end:
+                found.append(f"{where}: after the end came {event.id} {said['type']}")
+            if said["reset"]:
+                last, heights = (0, 0), []
+            # What Redis does not have yet has no id: the reader keeps his.
+            at = _moment(event.id) if event.id else last
+            if event.id and at <= last:
+                found.append(f"{where}: {event.id} {said['type']} after {last}")
+            now = _heights(said["progress"])
+            if any(a < b for a, b in zip(now, heights, strict=False)):
+                found.append(f"{where}: {event.id} {said['progress']} after {heights}")
+            last, heights, has_end = at, now, said["type"] == "end"
+            if has_end:
+                found += [f"{where}: {words}" for words in _untrue(event.id, said, job)]
+    if watched.has_come_back and not (has_end and watched.connections[-1].status == _NO_MORE):
+        found.append(f"no end, or no 204 after it: {[c.status for c in watched.connections]}")
+    return [Violation("I8", f"{watched.job}: {words}") for words in found]
+
+
+def _heights(numbers: Mapping[str, int]) -> list[int]:
+    """Return how many have come to an outcome at least so high, the highest first.
+
+    An outcome may only be raised: none of these ever falls.
+    """
+    counts = [numbers["sent"], numbers["failed"], numbers["skipped"],
+              numbers["unknown"] + numbers["cancelled"]]  # fmt: skip
+    return list(accumulate(counts))
+
+
+def _untrue(event: str, said: Any, job: Job) -> Iterable[str]:
+    """Yield what a told end does not share with the job as it is."""
+    numbers = said["progress"]
+    true = {counter: int(job.fields.get(counter, 0)) for counter in COUNTERS}
+    told = {counter: numbers[counter] for counter in COUNTERS}
+    if sum(told.values()) != numbers["total"]:
+        yield f"the end does not add up: {numbers}"
+    # A late answer raises an unknown after the end.
+    if event == job.fields.get("event") and told != true:
+        yield f"the end says {told}, and it is {true}"
+    if any(a > b for a, b in zip(_heights(told), _heights(true), strict=True)):
+        yield f"the end said {told}, and now it is {true}"
+    if said["state"] != job.fields.get("state"):
+        yield f"the end says {said['state']}, and it is {job.fields.get('state')}"
 
 
 def _few(found: Iterable[Violation]) -> list[Violation]:

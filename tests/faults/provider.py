@@ -47,6 +47,11 @@ class Provider:
         self.hooks: dict[int, Callable[[], Awaitable[None]]] = {}
         self._asked: Counter[int] = Counter()
 
+    @property
+    def requests(self) -> int:
+        """Return how often it was asked, those of which no byte arrived included."""
+        return self._asked.total()
+
     def take(self, where: str, body: bytes) -> Answer:
         message = json.loads(body)
         phone = int(message["to"].lstrip("+"))

@@ -51,8 +51,9 @@ from shared.scripts import Script
 from shared.sealing import Sealing
 from shared.settings import Settings
 from shared.templates import Templates
-from tests.faults.post import OPAQUE_KEY, FaultyReceipts, is_worked_off
+from tests.faults.post import OPAQUE_KEY, FaultyReceipts, Said, is_worked_off
 from tests.faults.provider import Provider
+from tests.faults.watch import Audience
 from tests.faults.world import (
     FaultyArchive,
     FaultyGraph,
@@ -87,6 +88,7 @@ READS_MAX: Final = 50  # between two ticks; ten recipients take five
 WAITS_MS: Final = (1_000, 11_000, 11_000, 31_000, 11_000, 31_000, 61_000, 11_000, 700_000,
                    11_000, 1_100_000, 11_000, 90_000_000, *[11_000] * 9)  # fmt: skip
 ROUNDS_MAX: Final = 10  # of those turns
+LATE_S: Final = 0.25
 # Time passes by moving the past away: the server's clock itself cannot be set.
 _LATER: Final = """#!lua flags=allow-oom
 local P, ms, live = ARGV[1], tonumber(ARGV[2]), {}
@@ -108,6 +110,44 @@ local function hash(key, names)
     if v and v > 0 then redis.call('HSET', key, name, past) end
   end
 end
+-- What is released at a rate has its start in its entry, and an entry cannot be changed in place.
+local function age_claims(key)
+  local call, is_paced = redis.call, false
+  local all = call('XRANGE', key, '-', '+')
+  for _, e in ipairs(all) do
+    for i = 1, #e[2], 2 do
+      if e[2][i] == 'g' then is_paced = is_paced or e[2][i + 1] ~= '0' end
+      if e[2][i] == 's' or e[2][i] == 'r' then
+        e[2][i + 1] = string.format('%.0f', e[2][i + 1] - ms)
+      end
+    end
+  end
+  if not is_paced then return end
+  local function of(reply)
+    local h = {}
+    for i = 1, #reply, 2 do h[reply[i]] = reply[i + 1] end
+    return h
+  end
+  local last, groups = of(call('XINFO', 'STREAM', key))['last-generated-id'], {}
+  for _, g in ipairs(call('XINFO', 'GROUPS', key)) do
+    local name = of(g).name
+    groups[#groups + 1] = {name = name, last = of(g)['last-delivered-id'],
+                           consumers = call('XINFO', 'CONSUMERS', key, name),
+                           pending = call('XPENDING', key, name, '-', '+', 1000)}
+  end
+  call('DEL', key)
+  for _, e in ipairs(all) do call('XADD', key, e[1], unpack(e[2])) end
+  call('XSETID', key, last)
+  for _, g in ipairs(groups) do
+    call('XGROUP', 'CREATE', key, g.name, g.last)
+    for _, c in ipairs(g.consumers) do call('XGROUP', 'CREATECONSUMER', key, g.name, of(c).name) end
+    for _, p in ipairs(g.pending) do
+      call('XCLAIM', key, g.name, p[2], 0, p[1], 'IDLE', p[3], 'RETRYCOUNT', p[4], 'FORCE',
+           'JUSTID')
+    end
+  end
+end
+if redis.call('EXISTS', P .. 'ready') == 1 then age_claims(P .. 'ready') end
 set(P .. 'workers', true)
 set(P .. 'off')
 set(P .. 'timers')
@@ -317,6 +357,9 @@ class Stage:
     def __init__(self, settings: Settings, world: World) -> None:
         self.settings = settings
         self.world = world
+        self.asker = auth.Principal(
+            user_id=OWNER, email="a@example.com", role="user", scopes=("send", "read")
+        )
         self.clock = WorldClock(world)
         self.worker_clock = WorldClock(world)
         # While a server is asked only the machine's clock goes on, and the bucket's with it.
@@ -368,7 +411,8 @@ class Stage:
 
     def scripts(self) -> list[Script]:
         """Return every script that any process runs."""
-        return [*self._pattern._scripts.values(), *self._visitors._scripts.values()]
+        of_hub = Script("visitor_streams")
+        return [*self._pattern._scripts.values(), *self._visitors._scripts.values(), of_hub]
 
     def new_queue(self) -> Queue:
         """Return a door as a new process would open it; the scripts are read once."""
@@ -422,7 +466,10 @@ class Stage:
         self.deeds: list[Callable[[], Awaitable[None]]] = []
         self.depth = 0
         self.has_operator = self.has_hooks = False
-        self.said: dict[tuple[str, int], set[str]] = {}
+        self.said: dict[tuple[str, int], set[Said]] = {}
+        self.strangers: set[tuple[str, int]] = set()
+        self.receipts_seen: dict[tuple[str, int], int] = {}
+        self.audience = Audience(self)
         self.asked_max = 0
         self.world.begin(plan)
 
@@ -452,7 +499,7 @@ class Stage:
 
     async def _lost(self, life: Life, end: Exception) -> None:
         """Count what a death or a lost lease may make unknown: the intents of that moment."""
-        if life.is_request:
+        if not any(worker.life is life for worker in self.workers):
             if isinstance(end, Frozen) and life not in self.zombies:
                 self.zombies.append(life)
             return
@@ -618,12 +665,17 @@ class Stage:
 
     async def _wake(self, *, is_late: bool = False) -> list[Life]:
         """Let go on whoever stands still and has been given up by the others."""
+        self.look_for_zombies()
         woken = []
         for life in list(self.zombies):
             is_reaped = await self.redis.zscore(f"{keys.tag(0)}workers", life.name) is None
             if (is_late or (is_reaped and not life.wakes_late)) and self._let_go(life):
                 woken.append(life)
         return woken
+
+    def look_for_zombies(self) -> None:
+        """Note which processes that are not stepped stand still."""
+        self.zombies += [life for life in self.audience.frozen() if life not in self.zombies]
 
     def _let_go(self, life: Life) -> bool:
         self.zombies.remove(life)
@@ -634,7 +686,7 @@ class Stage:
             if worker.life is life and worker.has_started:
                 # Its pulse wakes with it.
                 self.world.loop.create_task(worker.tick(), context=life.context)
-        return True
+        return life.step is not None
 
     async def wake(self, life: Life) -> None:
         """Let one that stands still go on, whether it was given up or not."""
@@ -666,10 +718,10 @@ class Stage:
         answers = -1
         for count, wait_ms in enumerate(islice(cycle(WAITS_MS), ROUNDS_MAX * len(WAITS_MS))):
             if count % len(WAITS_MS) == 0:
-                if answers == len(self.provider.ledger):
+                if answers == self.provider.requests:
                     self.notes.append(("liveness", "a round of turns brought nobody on"))
                     break
-                answers = len(self.provider.ledger)
+                answers = self.provider.requests
             await self.turn()
             if count and count % PATIENCE == 0:  # whoever stands still may hold what all wait for
                 for life in await self._wake(is_late=True):
@@ -740,9 +792,7 @@ class Stage:
         request = make_mocked_request(
             "POST", path, {**all_headers, **headers}, app=app, payload=payload, match_info=match
         )
-        request[auth.PRINCIPAL] = auth.Principal(
-            user_id=OWNER, email="a@example.com", role="user", scopes=("send", "read")
-        )
+        request[auth.PRINCIPAL] = self.asker
         request[HEADERS] = {}
         request[REQUEST_ID] = "req"
 
@@ -789,7 +839,9 @@ class Stage:
             self.doubtful.add(asked.key)
             return None
         if response.status != 202:
-            assert response.status in (409, 429, 503), response.body
+            # The one sender may have been stopped since.
+            is_stopped = b'"code":"no_sender"' in (response.body or b"")
+            assert response.status in (409, 429, 503) or is_stopped, response.body
             # An earlier request with this key may have left what it was not told of.
             if asked.key not in self.doubtful:
                 await self._left_nothing(asked.key, response)
@@ -850,14 +902,16 @@ class Stage:
             refused=frozenset(self.refused),
             notes=tuple(self.notes),
             rate=self.rate,
-            burst=self._burst(),
+            burst=self.burst(),
+            watched=tuple(browser.told() for browser in self.audience.browsers),
         )
         return await examine(evidence, self.redis, self.pool)
 
-    def _burst(self) -> float:
+    def burst(self) -> float:
         """Return what may leave at once: who stood still may also send what it had in hand."""
-        # One more: the bucket's clock goes on while ours stands still.
-        burst = max(1.0, 0.25 * self.rate) + 1
+        # One more, and what a busy machine is late by: the bucket's clock goes on while ours stands
+        # still, so a request may come later than its start, and the next one at its own.
+        burst = max(1.0, 0.25 * self.rate) + 1 + LATE_S * self.rate
         if any(life.was_frozen for life in self.lives):
             burst += 1.2 * self.rate + 2 * self.tuned.bulk_batch_size
         return burst

@@ -15,16 +15,18 @@ from typing import Any, Final
 from api import jobs
 from shared import keys
 from shared.models import state_of
-from tests.faults import provider
+from tests.faults import post, provider
 from tests.faults.scenarios import after
 from tests.faults.stage import Stage, Submission, Worker
-from tests.oracle import COUNTERS
+from tests.faults.watch import Browser
+from tests.oracle import COUNTERS, paced
 
 LEASE_MS: Final = 10_000
 WORKERS_MAX: Final = 3
 SUBMISSIONS_MAX: Final = 4
-# A story is as long as many scenarios.
-EFFECTS_MAX: Final = 12_000
+BROWSERS_MAX: Final = 3
+# A story is as long as many scenarios, and a process with streams is busy while others wait.
+EFFECTS_MAX: Final = 20_000
 REPLIES: Final[dict[str, provider.Reply]] = {
     "temporary": provider.TEMPORARY,
     "service": provider.SERVICE,
@@ -38,6 +40,10 @@ REPLIES: Final[dict[str, provider.Reply]] = {
 COUNTS: Final = (*COUNTERS, "in_flight", "retrying")
 # What one worker does on its own, a step each.
 ACTS: Final = ("tick", "look", "take", "write", "take_over", "marks", "refresh")
+# Once Meta has said something; `glance` reads it and goes no further.
+HOOK_ACTS: Final = ("hear", "glance", "hear_for_the_dead", "sweep")
+# Of whom a webhook speaks: by place and id, by the id alone, of nobody's message, of both.
+WHOSE: Final = ("placed", "by_id", "stranger", "both")
 # What may happen elsewhere while an answer is on its way.
 DEEDS: Final = ("pause", "resume", "cancel", "kill", "tick", "away", "other", "drop")
 
@@ -55,6 +61,7 @@ class Story:
         self.asked: list[Submission] = []
         self._sent: Counter[str] = Counter()
         self._is_full = False
+        self._untold: list[list[dict[str, str]]] = []
         stage.world.effects_max = EFFECTS_MAX
 
     async def play(self, move: str) -> None:
@@ -110,19 +117,20 @@ class Story:
         return live[at % len(live)] if live else None
 
     async def start(self) -> None:
-        """Start a worker."""
-        await self.stage.start_worker()
+        """Start a worker, unless there are enough."""
+        if len(self.stage.live()) < WORKERS_MAX:
+            await self.stage.start_worker()
 
     async def act(self, name: str, at: int) -> None:
         """Let a worker take one of its acts."""
         worker = self._worker(at)
-        if worker is not None:
+        if worker is not None and (name in ACTS or self.stage.has_hooks):
             await self.stage.step(worker.life, getattr(worker, name)())
 
     async def turn(self, at: int) -> None:
         """Let a worker take all of its acts."""
         worker = self._worker(at)
-        for name in ACTS:
+        for name in (*ACTS, *(HOOK_ACTS if self.stage.has_hooks else ())):
             if worker is not None and worker in self.stage.live():
                 await self.stage.step(worker.life, getattr(worker, name)())
 
@@ -199,6 +207,34 @@ class Story:
         for worker in self.stage.live():
             await self.stage.step_aside(worker, worker.tick())
 
+    # -- who watches ------------------------------------------------------------------------
+
+    def _browser(self, at: int) -> Browser | None:
+        browsers = self.stage.audience.browsers
+        return browsers[at % len(browsers)] if browsers else None
+
+    async def subscribe(self, at: int) -> None:
+        """Watch a job."""
+        if self.stage.accepted and len(self.stage.audience.browsers) < BROWSERS_MAX:
+            accepted = self.stage.accepted[at % len(self.stage.accepted)]
+            await self.stage.audience.subscribe(accepted.job)
+
+    async def cut(self, at: int, after: int) -> None:
+        """Cut a subscriber off once so many more bytes have come."""
+        browser = self._browser(at)
+        if browser is not None:
+            browser.cut(after)
+
+    async def reconnect(self, at: int, site: int) -> None:
+        """Let a subscriber who was cut off come back, to either of two processes."""
+        browser = self._browser(at)
+        if browser is not None:
+            await self.stage.audience.reconnect(browser, site)
+
+    async def listen(self, seconds: int) -> None:
+        """Let whatever goes on by itself go on for a while."""
+        await asyncio.sleep(seconds)
+
     # -- stores, far side and time ----------------------------------------------------------
 
     async def advance(self, ms: int, is_calm: int) -> None:
@@ -210,13 +246,35 @@ class Story:
         phone = self.stage.phone(self.stage.submits + ahead, position)
         self.stage.provider.script[phone] = [REPLIES[reply]] * times
 
+    async def pace(self, rate: int) -> None:
+        """Give the sender a rate, messages a second."""
+        await self.stage.pace(float(rate))
+
+    async def webhook(self, at: int, whose: str, word: str, times: int) -> None:
+        """Let Meta say a word, so many times; what is not taken is said again at the end."""
+        stage = self.stage
+        if not stage.has_hooks:
+            if self._is_full:
+                return  # its group could not be made
+            post.open_to_meta(stage)
+        lines, statuses = post.accepts(stage), []
+        if whose in ("stranger", "both"):
+            statuses.append(post.of_a_stranger(stage, at, word))
+        if whose != "stranger" and lines:
+            line = lines[at % len(lines)]
+            statuses.append(post.of(stage, line, word, is_placed=whose != "by_id"))
+        for _ in range(times if statuses else 0):
+            if not await post.tell(stage, statuses):
+                self._untold.append(statuses)
+
     async def operator(self) -> None:
         """Put every stopped sender right."""
         await self.stage.set_right()
 
     async def memory(self, is_full: int) -> None:
         """Fill Redis, or give it room; a group that is gone could not be made in a full one."""
-        for key in (keys.ready(0), keys.outcomes(0)):
+        hooks = (keys.INBOX,) if self.stage.has_hooks else ()
+        for key in (keys.ready(0), keys.outcomes(0), *hooks):
             is_there = await self.stage.redis.exists(key)
             if is_full and not (is_there and await self.stage.redis.xinfo_groups(key)):
                 return
@@ -242,7 +300,17 @@ class Story:
     # -- what must hold ---------------------------------------------------------------------
 
     async def _check(self) -> None:
-        """I4 at any time: hash and states agree, nothing is negative, nobody is unsent."""
+        """I4, I9 and I13 at any time; I14 is watched at every effect of whoever stood still."""
+        stage = self.stage
+        stage.look_for_zombies()
+        if stage.has_hooks:
+            await post.look(stage)
+        broken = paced(stage.provider.ledger, stage.rate, stage.burst())
+        stage.notes += [(violation.invariant, violation.text) for violation in broken[:1]]
+        await self._check_numbers()
+
+    async def _check_numbers(self) -> None:
+        """I4: hash and states agree, nothing is negative, nobody is unsent."""
         stage = self.stage
         for job, states in (await stage.states()).items():
             fields = await stage.redis.hgetall(keys.job(job))
@@ -270,12 +338,21 @@ class Story:
         for life in list(stage.zombies):
             if life.is_request:  # a pause that stands still is asked before all is resumed
                 await stage.wake(life)
+        await stage.set_right()
         for asked in self.asked:
             await stage.insist(asked)
         for accepted in stage.accepted:
             await stage.control(accepted, "resume")
+        for statuses in self._untold:
+            while not await post.tell(stage, statuses):
+                await stage.later(1_000)
         await stage.later(LEASE_MS + 1_000)
         await stage.drain()
+        await stage.audience.see_the_end()
+        if stage.has_hooks:
+            await post.judge_strangers(stage)
+            for accepted in stage.accepted:
+                await post.judge(stage, accepted)
 
 
 MOVES: Final[dict[str, Callable[..., Awaitable[None]]]] = {
@@ -284,6 +361,7 @@ MOVES: Final[dict[str, Callable[..., Awaitable[None]]]] = {
         Story.tune, Story.submit, Story.again, Story.control, Story.start, Story.act, Story.turn,
         Story.together, Story.serve, Story.leave, Story.kill, Story.fault, Story.wake,
         Story.during, Story.advance, Story.answers, Story.operator, Story.memory, Story.drop,
-        Story.trim, Story.archive,
+        Story.trim, Story.archive, Story.pace, Story.webhook, Story.subscribe, Story.cut,
+        Story.reconnect, Story.listen,
     )
 }  # fmt: skip

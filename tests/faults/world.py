@@ -87,6 +87,7 @@ AFTER: Final = frozenset({"die_after", "err_after", "cancel_after", "stall_after
 EFFECTS_MAX: Final = 4_000  # of one run; a run of ten recipients has about sixty
 JUMPS_MAX: Final = 4_000  # of the clock without an effect between them
 SPINS_MAX: Final = 50_000  # turns of the loop without a wait
+TICK_S: Final = 1e-6
 _IO_S: Final = 20.0
 _T = TypeVar("_T")
 
@@ -689,4 +690,5 @@ class WorldClock(Clock):
             return
 
         await self._world.call("sleep", "sleep", wait, _nothing, _nothing)
-        await asyncio.sleep(max(0.0, delay_s))
+        # Less than a float can add would never pass: who waits for the rest would wait for ever.
+        await asyncio.sleep(max(delay_s, TICK_S) if delay_s > 0 else 0.0)
