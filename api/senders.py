@@ -158,19 +158,8 @@ async def add(request: web.Request) -> web.Response:
     query_of(request)
     body = await small_body(request, NewSender)
     check_limits(body.rate, body.burst, made.settings.default_rate)
-    row = SenderRow(
-        id=made.ids.object_id("snd"),
-        name=body.name,
-        phone_number_id=body.phone_number_id,
-        token_sealed=Sealing(made.settings.bulk_secret_key).seal(body.access_token),
-        number=body.number or "",
-        waba_id=body.waba_id,
-        graph_api_version=body.graph_api_version,
-        rate=body.rate,
-        burst=body.burst,
-        is_default=body.default,
-        allowed_regions=check_regions(body.allowed_regions),
-    )
+    sealing = Sealing(made.settings.bulk_secret_key)
+    row = row_of(body, made.ids.object_id("snd"), sealing)
     await made.office.add_sender(
         act_of(request, asker, "sender.add", row.id), row, made.queue.shards
     )
@@ -192,6 +181,27 @@ async def change(request: web.Request) -> web.Response:
     action = "sender.token" if list(changes) == ["token_sealed"] else "sender.change"
     await made.office.change_sender(act_of(request, asker, action, sender_id), sender_id, changes)
     return await _answer(request, sender_id)
+
+
+def row_of(body: NewSender, sender_id: str, sealing: Sealing) -> SenderRow:
+    """Return a new sender's row, the token sealed; its shard is nobody's choice yet.
+
+    Raises:
+        InvalidError: a region that there is not.
+    """
+    return SenderRow(
+        id=sender_id,
+        name=body.name,
+        phone_number_id=body.phone_number_id,
+        token_sealed=sealing.seal(body.access_token),
+        number=body.number or "",
+        waba_id=body.waba_id,
+        graph_api_version=body.graph_api_version,
+        rate=body.rate,
+        burst=body.burst,
+        is_default=body.default,
+        allowed_regions=check_regions(body.allowed_regions),
+    )
 
 
 def changes_of(body: SenderPatch, sealing: Sealing) -> dict[str, object]:

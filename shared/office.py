@@ -236,8 +236,8 @@ class Office:
             )  # fmt: skip
 
     @guarded
-    async def revoke_key(self, act: Act, key_id: str, user_id: str) -> None:
-        """Revoke a user's own key.
+    async def revoke_key(self, act: Act, key_id: str, user_id: str | None) -> None:
+        """Revoke a user's own key; None asks as an operator, who may revoke any.
 
         Raises:
             NotFoundError: he has no such key, or it is revoked already.
@@ -271,8 +271,16 @@ class Office:
         return _listed(row)
 
     @guarded
-    async def add_sender(self, act: Act, sender: SenderRow, shards: int) -> None:
-        """Add a sender on the emptiest of `shards` shards; the first is the default in any case.
+    async def add_sender(
+        self, act: Act, sender: SenderRow, shards: int, shard: int | None = None
+    ) -> None:
+        """Add a sender; the first is the default in any case.
+
+        Args:
+            act: for the audit log.
+            sender: whose shard is not looked at.
+            shards: the emptiest of so many is taken.
+            shard: that one instead.
 
         Raises:
             ConflictError: the name is taken.
@@ -282,7 +290,8 @@ class Office:
                 counts = {
                     r["shard"]: r["n"] for r in await connection.fetch(SQL["senders_by_shard"])
                 }
-                shard = min(range(shards), key=lambda each: counts.get(each, 0))
+                if shard is None:
+                    shard = min(range(shards), key=lambda each: counts.get(each, 0))
                 is_default = sender.is_default or not counts
                 if is_default:
                     await connection.execute(SQL["no_default"], sender.name)

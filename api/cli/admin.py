@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Mapping
 from getpass import getpass
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import cyclopts
 import msgspec
 
 from api import passwords
-from api.cli.acts import ACTOR, ids, print_line, show, with_archive, with_stores
-from api.keyring import cut_key
+from api.cli.acts import ACTOR, ids, print_line, show, with_archive, with_office, with_stores
+from api.keyring import cut_key, shown_id
+from api.logins import email_of
+from api.papers import NewKey, NewSender, NewUser, SenderPatch
+from api.senders import changes_of, check_limits, row_of
 from api.sessions import Visitors
 from api.weak import refuse_weak
 from shared import settings
@@ -25,6 +30,9 @@ from shared.queue import Queue
 from shared.sealing import Sealing
 
 _DAY_MS: Final = 86_400_000
+_DAYS_MAX: Final = 36_500
+_KEY_ID: Final = 10
+T = TypeVar("T")
 Scope = Literal["read", "send", "admin"]
 
 user = cyclopts.App(name="user", help="People who may log in.")
@@ -45,15 +53,16 @@ def user_add(
         file: read the password from a file.
     """
     password = _password(stdin=stdin, file=file)
+    role = "admin" if admin else "user"
+    new = _checked(NewUser, {"email": email_of(email), "password": password, "role": role})
 
-    async def act(archive: Archive) -> str:
+    async def act(office: Office) -> str:
         made = str(ids.user_id())
-        hashed = await passwords.hash_password(password)
-        await archive.add_user(made, email.strip().lower(), hashed, "admin" if admin else "user")
-        await archive.audit(ACTOR, "user.add", made, "ok")
+        hashed = await passwords.hash_password(new.password)
+        await office.add_user(Act(ACTOR, "user.add", made), made, new.email, hashed, new.role)
         return made
 
-    print_line(with_archive(act))
+    print_line(with_office(act))
 
 
 @user.command(name="list")
@@ -82,13 +91,8 @@ def user_passwd(email: str, /, *, stdin: bool = False, file: Path | None = None)
     """
     password = _password(stdin=stdin, file=file)
 
-    async def act(archive: Archive) -> None:
-        row = await _user_of(archive, email)
-        await archive.set_password(row.id, await passwords.hash_password(password))
-        await _end_sessions(row.id)
-        await archive.audit(ACTOR, "user.passwd", row.id, "ok")
-
-    with_archive(act)
+    change = UserChange(password_hash=asyncio.run(passwords.hash_password(password)))
+    _change(email, "user.password", change, ends=True)
 
 
 @user.command(name="role")
@@ -133,9 +137,9 @@ def _change(email: str, action: str, change: UserChange, *, ends: bool = False) 
 
 
 async def _user_of(archive: Archive, email: str) -> UserRow:
-    row = await archive.user_by_email(email.strip().lower())
+    row = await archive.user_by_email(email_of(email))
     if row is None:
-        raise NotFoundError
+        raise RequestError("not_found", "There is no such user; `drumbeat user list` shows all.")
     return row
 
 
@@ -165,29 +169,30 @@ def key_create(
         scope: what it may do; repeat for several.
         days: until it ends; 0 = never.
     """
+    wish = _checked(NewKey, {"name": name, "scopes": list(scope)})
+    if not 0 <= days <= _DAYS_MAX:
+        raise InvalidError("bad_time", f"--days: 0 to {_DAYS_MAX}.")
     key_id, text = cut_key(ids)
 
-    async def act(archive: Archive) -> None:
+    async def act(archive: Archive, office: Office) -> None:
         row = await _user_of(archive, email)
         if "admin" in scope and row.role != "admin":
             raise RequestError("forbidden", "Only an admin's key can have the scope admin.")
-        await archive.add_key(
-            KeyRow(
-                id=key_id,
-                user_id=row.id,
-                name=name,
-                sha256=sha256(text.encode()).digest(),
-                scopes=sorted(set(scope)),
-                last4=text[-4:],
-                expires_at_ms=Clock().now_ms() + days * _DAY_MS if days > 0 else 0,
-                revoked=False,
-                role=row.role,
-                disabled=False,
-            )
+        made = KeyRow(
+            id=key_id,
+            user_id=row.id,
+            name=wish.name,
+            sha256=sha256(text.encode()).digest(),
+            scopes=sorted(set(wish.scopes)),
+            last4=text[-4:],
+            expires_at_ms=Clock().now_ms() + days * _DAY_MS if days else 0,
+            revoked=False,
+            role=row.role,
+            disabled=False,
         )
-        await archive.audit(ACTOR, "key.create", key_id, "ok")
+        await office.add_key(Act(ACTOR, "key.add", shown_id(key_id)), made)
 
-    with_archive(act)
+    with_stores(act)
     print_line(text)
 
 
@@ -221,15 +226,14 @@ def key_revoke(key_id: str, /) -> None:
     """Revoke an API key; it counts within a second.
 
     Args:
-        key_id: the ten characters behind `drb_`.
+        key_id: the ten characters behind `drb_`, or the id as the API and the audit log have it.
     """
-
-    async def act(archive: Archive) -> None:
-        if not await archive.revoke_key(key_id):
-            raise NotFoundError
-        await archive.audit(ACTOR, "key.revoke", key_id, "ok")
-
-    with_archive(act)
+    kept = key_id[-_KEY_ID:]
+    if key_id not in {kept, shown_id(kept)}:
+        raise NotFoundError
+    with_office(
+        lambda office: office.revoke_key(Act(ACTOR, "key.revoke", shown_id(kept)), kept, None)
+    )
 
 
 @sender.command(name="add")
@@ -243,53 +247,61 @@ def sender_add(
     graph_version: str | None = None,
     rate: float | None = None,
     burst: float | None = None,
-    shard: int = 0,
+    shard: int | None = None,
     default: bool = False,
     stdin: bool = False,
     file: Path | None = None,
 ) -> None:
-    """Add a sender, or give the one of this name another token and number; print the id.
+    """Add a sender, or give the one of this name another token and whatever is named; print the id.
 
     Args:
         name: what jobs call it.
         phone_number_id: Graph's id of the number.
         number: as people dial it.
         waba_id: WhatsApp business account.
-        graph_version: such as v23.0; GRAPH_API_VERSION when left out.
-        rate: messages per second; BULK_BATCH_SIZE per BULK_PAUSE_MS when left out.
-        burst: messages at once; a quarter of a second of the rate when left out.
-        shard: where its jobs live.
+        graph_version: such as v23.0; GRAPH_API_VERSION when nobody has said.
+        rate: messages per second; BULK_BATCH_SIZE per BULK_PAUSE_MS when nobody has said.
+        burst: messages at once; a quarter of a second of the rate when nobody has said.
+        shard: where a new one's jobs live; the emptiest when left out.
         default: jobs that name no sender take it; the first sender is that in any case.
         stdin: read the token from standard input.
         file: read the token from a file.
     """
     made = settings.load()
-    if not phone_number_id.isdigit() or not 0 <= shard < made.queue_shards:
-        raise InvalidError("bad_format", "phone_number_id is digits; shard is below QUEUE_SHARDS.")
-    sealed = Sealing(made.bulk_secret_key).seal(_secret("Access token", stdin=stdin, file=file))
+    if shard is not None and not 0 <= shard < made.queue_shards:
+        raise InvalidError("validation_failed", "--shard: below QUEUE_SHARDS, from 0.")
+    sealing = Sealing(made.bulk_secret_key)
+    given = {
+        "phone_number_id": phone_number_id,
+        "access_token": _secret("Access token", stdin=stdin, file=file),
+        "number": number or None,
+        "waba_id": waba_id,
+        "graph_api_version": graph_version,
+        "rate": rate,
+        "burst": burst,
+        "default": default or None,
+    }
 
-    async def act(archive: Archive) -> str:
+    async def act(archive: Archive, office: Office) -> str:
         before = await archive.sender_by_name_or_id(name)
-        row = SenderRow(
-            id=before.id if before else ids.object_id("snd"),
-            name=name,
-            phone_number_id=phone_number_id,
-            token_sealed=sealed,
-            number=number,
-            waba_id=waba_id,
-            graph_api_version=graph_version,
-            rate=_positive(rate),
-            burst=_positive(burst),
-            shard=before.shard if before else shard,
-            is_default=default
-            or bool(before and before.is_default)
-            or await archive.default_sender() is None,
-        )
-        await archive.add_sender(row)
-        await archive.audit(ACTOR, "sender.add", row.id, "ok")
-        return row.id
+        if before is None:
+            new = row_of(
+                _checked(NewSender, {"name": name, **given}), ids.object_id("snd"), sealing
+            )
+            check_limits(new.rate, new.burst, made.default_rate)
+            word = Act(ACTOR, "sender.add", new.id)
+            await office.add_sender(word, new, made.queue_shards, shard)
+            return new.id
+        changes = changes_of(_checked(SenderPatch, given), sealing)
+        if before.phone_number_id != phone_number_id:
+            # Another number may not go by the name of the old one.
+            changes.setdefault("number", "")
+        after = msgspec.structs.replace(before, **changes)
+        check_limits(after.rate, after.burst, made.default_rate)
+        await office.change_sender(Act(ACTOR, "sender.change", before.id), before.id, changes)
+        return before.id
 
-    print_line(with_archive(act))
+    print_line(with_stores(act))
 
 
 @sender.command(name="list")
@@ -327,14 +339,16 @@ def sender_rate(name: str, rate: float | Literal["default"], /) -> None:
         name: of the sender, or its id.
         rate: messages per second, 0 = no limit; `default`: what the settings say.
     """
-    value = None if rate == "default" else _positive(float(rate))
+    value = None if rate == "default" else float(rate)
+    _checked(SenderPatch, {"rate": value})
+    usual = settings.load().default_rate
 
-    async def act(archive: Archive) -> None:
+    async def act(archive: Archive, office: Office) -> None:
         row = await _sender_of(archive, name)
-        await archive.set_rate(row.id, value)
-        await archive.audit(ACTOR, "sender.rate", row.id, "ok")
+        check_limits(value, row.burst, usual)
+        await office.change_sender(Act(ACTOR, "sender.rate", row.id), row.id, {"rate": value})
 
-    with_archive(act)
+    with_stores(act)
 
 
 @sender.command(name="token")
@@ -347,14 +361,14 @@ def sender_token(name: str, /, *, stdin: bool = False, file: Path | None = None)
         file: read the token from a file.
     """
     token = _secret("Access token", stdin=stdin, file=file)
-    sealed = Sealing(settings.load().bulk_secret_key).seal(token)
+    sealing = Sealing(settings.load().bulk_secret_key)
+    changes = changes_of(_checked(SenderPatch, {"access_token": token}), sealing)
 
-    async def act(archive: Archive) -> None:
+    async def act(archive: Archive, office: Office) -> None:
         row = await _sender_of(archive, name)
-        await archive.add_sender(msgspec.structs.replace(row, token_sealed=sealed))
-        await archive.audit(ACTOR, "sender.token", row.id, "ok")
+        await office.change_sender(Act(ACTOR, "sender.token", row.id), row.id, changes)
 
-    with_archive(act)
+    with_stores(act)
 
 
 @sender.command(name="pause")
@@ -365,7 +379,7 @@ def sender_pause(name: str, /, *, reason: str = "operator") -> None:
         name: of the sender, or its id.
         reason: shown with its jobs.
     """
-    with_archive(lambda archive: _set_state(archive, name, "paused", reason))
+    _set_state(name, "sender.pause", "paused", reason)
 
 
 @sender.command(name="resume")
@@ -375,25 +389,38 @@ def sender_resume(name: str, /) -> None:
     Args:
         name: of the sender, or its id.
     """
-    with_archive(lambda archive: _set_state(archive, name, "active", ""))
+    _set_state(name, "sender.resume", "active", "")
 
 
-async def _set_state(archive: Archive, name: str, state: str, why: str) -> None:
-    row = await _sender_of(archive, name)
-    await archive.set_sender_state(row.id, state, why, 0, ACTOR)
+def _set_state(name: str, action: str, state: str, why: str) -> None:
+    async def act(archive: Archive, office: Office) -> None:
+        row = await _sender_of(archive, name)
+        await office.set_sender_state(Act(ACTOR, action, row.id, why), row.id, state, why)
+
+    with_stores(act)
 
 
 async def _sender_of(archive: Archive, name: str) -> SenderRow:
     row = await archive.sender_by_name_or_id(name)
     if row is None:
-        raise NotFoundError
+        raise RequestError(
+            "not_found", "There is no such sender; `drumbeat sender list` shows all."
+        )
     return row
 
 
-def _positive(number: float | None) -> float | None:
-    if number is not None and not 0 <= number <= 1_000_000:  # noqa: PLR2004 - of any use at all
-        raise InvalidError("bad_format", "A rate or burst is between 0 and 1,000,000.")
-    return number
+def _checked(kind: type[T], given: Mapping[str, object]) -> T:
+    """Return what was given as the API takes it; None = left out.
+
+    Raises:
+        InvalidError: it names the field, never the value.
+    """
+    fields = {name: value for name, value in given.items() if value is not None}
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        sentence, _, place = str(error).partition(" - at `$.")
+        raise InvalidError("validation_failed", f"{place.rstrip('`')}: {sentence}.") from error
 
 
 def _password(*, stdin: bool, file: Path | None) -> str:

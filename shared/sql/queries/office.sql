@@ -47,9 +47,9 @@ FROM api_keys WHERE user_id = $1::uuid AND revoked_at IS NULL
 ORDER BY number_in_list DESC LIMIT $3;
 
 -- name: own_key_revoked
--- The owner stands inside the question: what is foreign looks absent.
+-- The owner stands inside the question: what is foreign looks absent; NULL asks as an operator.
 UPDATE api_keys SET revoked_at = now()
-WHERE id = $1 AND user_id = $2::uuid AND revoked_at IS NULL;
+WHERE id = $1 AND ($2::uuid IS NULL OR user_id = $2::uuid) AND revoked_at IS NULL;
 
 -- name: key_used
 -- To the minute: a key that is used all the time is not written all the time.
