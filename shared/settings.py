@@ -43,6 +43,7 @@ _BOOLEANS: Final = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 _LINE: Final = re.compile(r"\A(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)\Z", re.DOTALL)
 _SINGLE: Final = re.compile(r"\A'([^']*)'\s*(?:#.*)?\Z")
 _DOUBLE: Final = re.compile(r'\A"((?:[^"\\]|\\.)*)"\s*(?:#.*)?\Z')
+_TOKEN: Final = re.compile(r"\A[!-~]+\Z")
 _PASSWORD: Final = re.compile(r"(//[^/@\s]*:)[^/@\s]*@")
 
 
@@ -617,6 +618,10 @@ def _disagreements(s: Settings) -> list[str]:
         (
             (s.whatsapp_phone_number_id is None) == (s.whatsapp_access_token is None),
             "WHATSAPP_ACCESS_TOKEN: goes together with WHATSAPP_PHONE_NUMBER_ID",
+        ),
+        (
+            s.whatsapp_access_token is None or _TOKEN.match(s.whatsapp_access_token.reveal()),
+            "WHATSAPP_ACCESS_TOKEN: must be of printable ASCII without blanks, it ends a header",
         ),
         (_is_origin(s.public_url), "PUBLIC_URL: must be an origin such as https://example.org"),
         (_is_origin(s.drumbeat_url), "DRUMBEAT_URL: must be an origin such as https://example.org"),

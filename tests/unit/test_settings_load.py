@@ -152,6 +152,13 @@ def test_secrets_are_not_shown() -> None:
         ({"SESSION_MAX_S": "60"}, "SESSION_MAX_S"),
         ({"SESSION_IDLE_S": "60", "SSE_HEARTBEAT_S": "31"}, "SESSION_IDLE_S"),
         ({"WHATSAPP_ACCESS_TOKEN": "x"}, "WHATSAPP_ACCESS_TOKEN"),
+        *(
+            (
+                {"WHATSAPP_ACCESS_TOKEN": odd, "WHATSAPP_PHONE_NUMBER_ID": "1"},
+                "WHATSAPP_ACCESS_TOKEN",
+            )
+            for odd in ("a b", "a\r\nX-Evil: 1", "\ufeffa", "é")
+        ),
         ({"PUBLIC_URL": "example.org"}, "PUBLIC_URL"),
         ({"PUBLIC_URL": "https://example.org/path"}, "PUBLIC_URL"),
         ({"GRAPH_BASE_URL": "ftp://x"}, "GRAPH_BASE_URL"),
