@@ -9,7 +9,7 @@ from aiohttp import web
 
 from api.auth import OPEN
 from api.problems import CODES
-from api.router import Route
+from api.router import Route, query_of
 from api.web.pages import path_of
 
 
@@ -161,6 +161,7 @@ def page(code: str) -> str:
 
 async def show(request: web.Request) -> web.Response:
     """Show what a problem's code means."""
+    query_of(request)
     code = request.match_info["code"]
     if code not in PAGES:
         raise web.HTTPNotFound

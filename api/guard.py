@@ -15,6 +15,7 @@ from shared.settings import Settings
 _REQUEST_ID: Final = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _PORT: Final = re.compile(r":[0-9]{1,5}\Z")
 _UTF8: Final = re.compile(r"\Aapplication/json(?:\s*;\s*charset=\"?utf-8\"?)?\s*\Z", re.IGNORECASE)
+_COLON: Final = re.compile(r"%3a", re.IGNORECASE)
 SMALL_BODY: Final = 65_536
 HEADERS_MAX: Final = 100
 SECURITY_HEADERS: Final = {
@@ -126,7 +127,8 @@ def check_path(request: web.BaseRequest) -> None:
     Raises:
         web.HTTPNotFound: an escape, a parameter or a double slash.
     """
-    raw = request.rel_url.raw_path
+    # A label may hold a colon, which many clients escape although RFC 3986 lets it stand.
+    raw = _COLON.sub(":", request.rel_url.raw_path)
     if "%" in raw or ";" in raw or "//" in raw:
         raise web.HTTPNotFound
 

@@ -11,6 +11,7 @@ from api.audit import note
 from api.auth import OPEN, READ, SESSION, Principal, cookie_name, cookie_of, in_session, principal
 from api.bodies import answer, small_body
 from api.guard import address_of, check_csrf
+from api.idempotency import key_of
 from api.passwords import hash_password, needs_rehash, verify_password
 from api.resources import resources
 from api.router import Route, query_of
@@ -82,6 +83,7 @@ async def log_in(request: web.Request) -> web.Response:
     made = resources(request)
     settings = made.settings
     check_csrf(request, settings)
+    key_of(request)
     query_of(request)
     body = await small_body(request, wire.Login)
     email = email_of(body.email)

@@ -25,7 +25,7 @@ from api.recipients import CODES_MAX, OUTCOMES, RecipientList
 from api.retry import Retried, Retry
 from api.router import Route
 from api.templates import TemplateList, TemplatePreview, TemplateRow, TemplateSync
-from api.uploads import Upload, UploadPatch
+from api.uploads import TYPES, Upload, UploadPatch
 from shared.models import JOB_STATES
 from shared.results import RECEIPTS
 
@@ -108,7 +108,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "POST /api/bulk/uploads": Operation(
         "Upload a file of recipients.", Upload, status=201,
         query=("filename", "phone_column", "default_region"),
-        raw=("text/csv", "application/x-ndjson", _XLSX), conflicts=True),
+        raw=tuple(TYPES), conflicts=True),
     f"GET {_UPLOAD}": Operation("Show an upload.", Upload),
     f"PATCH {_UPLOAD}": Operation("Read an upload in another way.", Upload, UploadPatch),
     f"DELETE {_UPLOAD}": Operation("Forget an upload.", status=204),

@@ -14,7 +14,7 @@ from api.auth import OPEN
 from api.openapi import document
 from api.resources import resources
 from api.router import ROUTES as ROUTES_KEY
-from api.router import Route
+from api.router import Route, query_of
 from api.web.pages import path_of
 
 _HTML: Final = """<!doctype html>
@@ -96,11 +96,13 @@ def _written_for(request: web.Request) -> tuple[bytes, str]:
 
 async def show_document(request: web.Request) -> web.Response:
     """Give the OpenAPI 3.1 document."""
+    query_of(request)
     return web.Response(body=_written_for(request)[0], content_type="application/json")
 
 
 async def show_page(request: web.Request) -> web.Response:
     """Show the documentation."""
+    query_of(request)
     return web.Response(text=_written_for(request)[1], content_type="text/html")
 
 

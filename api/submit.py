@@ -19,7 +19,7 @@ from api.guard import address_of, body_of, check_length
 from api.idempotency import answer_of, hash_of, key_of, replay
 from api.intake import Taken
 from api.resources import Resources, resources
-from api.router import HEADERS
+from api.router import HEADERS, query_of
 from api.sessions import Quota, QuotaError
 from api.sources import Source, check_source, source_of
 from api.templates import Known, known_of, require_fit
@@ -60,6 +60,7 @@ async def send(request: web.Request) -> web.Response:
         refused.labels("disabled").inc()
         raise
     key = key_of(request)
+    query_of(request)
     quota = await _take(request, made, asker)
     try:
         response = await _in_turn(request, made, asker, key, quota)

@@ -482,12 +482,13 @@ def _invalid(text: str) -> InvalidError:
 
 
 def refuse(pointer: str, detail: str, code: str = "validation_failed") -> NoReturn:
-    """Refuse one field.
+    """Refuse one field; of a query, which no pointer reaches, the sentence names it.
 
     Raises:
         InvalidError: always; its only fault is this one.
     """
-    raise InvalidError(code, f"{pointer}: {detail}", [Fault(pointer, code, detail)])
+    where = f"{pointer}: " if pointer else ""
+    raise InvalidError(code, where + detail, [Fault(pointer, code, detail)])
 
 
 def refuse_controls(value: Any, breaks_at: str = "", pointer: str = "") -> None:  # noqa: ANN401
