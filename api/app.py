@@ -30,6 +30,7 @@ from shared.inbox import Inbox
 from shared.lineage import Lineage
 from shared.management import Checks
 from shared.metrics import ApiMetrics, ours
+from shared.migrate import require_current
 from shared.office import Office
 from shared.phone import PossibleLengths
 from shared.queue import Queue
@@ -85,7 +86,7 @@ async def open_resources(
     """Open both doors and everything that stands on them; the stack closes them.
 
     Raises:
-        SettingsError: a secret is missing, or Redis may lose what it is told.
+        SettingsError: a secret is missing, or the schema is older than this code.
     """
     if not settings.bulk_secret_key:
         raise SettingsError("BULK_SECRET_KEY is needed, 32 bytes or more: `openssl rand -hex 32`")
@@ -97,6 +98,7 @@ async def open_resources(
     stack.push_async_callback(inbox.close)
     pool = await open_postgres(settings)
     stack.push_async_callback(pool.close)
+    await require_current(settings, pool)
     if settings.whatsapp_app_secret:
         metrics.webhooks_total.labels("ok")  # from the start: silence must show
     archive, hub = Archive(pool), Hub(queue, settings, clock, metrics)

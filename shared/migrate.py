@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
 from shared import settings as settings_module
 from shared.connect import open_postgres
-from shared.errors import ArchiveError, DrumbeatError
+from shared.errors import ArchiveError, DrumbeatError, SettingsError
 from shared.settings import Settings
 
 # Any number that only we use; the schema's name is hashed in beside it.
@@ -61,6 +61,26 @@ async def apply(settings: Settings, *, check: bool = False) -> list[str]:
         raise ArchiveError(f"migration failed: {type(error).__name__}: {error}") from error
     finally:
         await pool.close()
+
+
+async def require_current(settings: Settings, pool: asyncpg.Pool[Any]) -> None:
+    """Refuse a schema that this code is ahead of; one that is ahead of this code will do.
+
+    Raises:
+        SettingsError: it says what to run.
+        ArchiveError: PostgreSQL refused, or was lost.
+    """
+    try:
+        async with pool.acquire() as connection:
+            have = await _applied(connection, settings.database_schema)
+    except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+        raise ArchiveError(f"the schema cannot be read: {type(error).__name__}") from error
+    missing = [version for version, _ in steps() if version not in have]
+    if missing:
+        raise SettingsError(
+            f"DATABASE_SCHEMA: {settings.database_schema} is older than this release, it lacks "
+            f"{', '.join(missing)}: run `drumbeat migrate`"
+        )
 
 
 async def _applied(connection: asyncpg.pool.PoolConnectionProxy, schema: str) -> set[str]:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from shared.errors import SealError
+from shared.errors import SealError, SettingsError
 from shared.settings import Secret
 
 _ID_BYTES: Final = 4
@@ -33,9 +33,15 @@ class Sealing:
     """
 
     def __init__(self, keys: tuple[Secret, ...]) -> None:
-        """Derive one AES key from each."""
+        """Derive one AES key from each.
+
+        Raises:
+            SettingsError: there is none.
+        """
         if not keys:
-            raise SealError("BULK_SECRET_KEY is needed: tokens are sealed with it")
+            raise SettingsError(
+                "BULK_SECRET_KEY is needed, 32 bytes or more: `openssl rand -hex 32`"
+            )
         self._first = keys[0]
         made = [_derive(key, "sealing") for key in keys]
         self._first_id = _id_of(made[0])

@@ -18,7 +18,9 @@ from shared.connect import open_postgres
 from shared.errors import QueueError
 from shared.ids import Ids
 from shared.inbox import Inbox
+from shared.leftovers import Leftovers
 from shared.metrics import WorkerMetrics
+from shared.migrate import require_current
 from shared.notices import Notices
 from shared.queue import Queue
 from shared.receipts import Receipts
@@ -30,6 +32,7 @@ from worker.graph import GraphClient
 from worker.graph_lists import ListReader
 from worker.graph_thin import ThinGraphClient
 from worker.health import checks
+from worker.janitor import Janitor
 from worker.log_writer import LogWriter
 from worker.noticeboard import Noticeboard
 from worker.pool import Pool
@@ -58,11 +61,13 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         waits: of the error policy.
 
     Raises:
-        SettingsError: Redis may lose what it is told, or a port is taken.
+        SettingsError: a secret is missing, Redis may lose what it is told, the schema is older
+            than this code, or a port is taken.
     """
     clock, ids = Clock(), Ids()
     metrics = WorkerMetrics(CollectorRegistry())
     worker = ids.worker_name()
+    sealing = Sealing(settings.bulk_secret_key)
     async with AsyncExitStack() as stack:
         queue = await Queue.open(
             settings,
@@ -76,8 +81,8 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
         await queue.require_durable()
         pool = await open_postgres(settings)
         stack.push_async_callback(pool.close)
+        await require_current(settings, pool)
         archive = Archive(pool)
-        sealing = Sealing(settings.bulk_secret_key)
         await ensure_default(archive, settings, sealing, ids)
         senders = Senders(archive, queue, settings, sealing, clock)
         await senders.refresh()
@@ -129,7 +134,9 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
             ),
             worker,
         )
+        janitor = Janitor(Leftovers(pool), settings.idempotency_ttl_s)
         sides = [writer.run, publisher.run, senders.run, suppressions.run, consumer.run, lists.run]
+        sides.append(janitor.run)
         # What is here by now stays: looked at again and again it was 8 % of what a message costs.
         gc.freeze()
         gc.set_threshold(_GARBAGE)

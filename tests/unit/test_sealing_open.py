@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.errors import SealError
+from shared.errors import SealError, SettingsError
 from shared.sealing import Sealing
 from shared.settings import Secret
 
@@ -46,7 +46,7 @@ def test_another_key_and_every_changed_byte_are_noticed() -> None:
 
 
 def test_no_keys_is_said_at_once() -> None:
-    with pytest.raises(SealError, match="BULK_SECRET_KEY"):
+    with pytest.raises(SettingsError, match="BULK_SECRET_KEY"):
         Sealing(())
 
 
