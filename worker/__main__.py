@@ -19,14 +19,15 @@ from worker.app import run
 
 
 async def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT; then drain."""
-    stop = asyncio.Event()
+    """Run until SIGTERM or SIGINT, then drain; at SIGHUP read the token of WHATSAPP_* again."""
+    stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, again.set)
     if settings.drumbeat_exit_on_eof:
         watch_stdin(stop.set)
-    await run(settings, stop)
+    await run(settings, stop, again=again)
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from shared import logs, management
 from shared.archive import Archive, SenderRow
 from shared.clock import Clock
 from shared.connect import open_postgres
-from shared.errors import QueueError
+from shared.errors import DrumbeatError, QueueError
 from shared.ids import Ids
 from shared.inbox import Inbox
 from shared.leftovers import Leftovers
@@ -25,7 +25,7 @@ from shared.notices import Notices
 from shared.queue import Queue
 from shared.receipts import Receipts
 from shared.sealing import Sealing
-from shared.settings import Settings
+from shared.settings import Settings, load
 from shared.templates import Templates
 from worker.executor import Graph, Jobs, Tools
 from worker.graph import GraphClient
@@ -48,17 +48,24 @@ from worker.tick import Pulse
 
 _OFF_TTL_MS: Final = 10_000
 _OFF_EVERY_S: Final = 3.0
+_RENEW_EVERY_S: Final = 0.5
 _GARBAGE: Final = 10_000  # new objects before one looks for rings among them; 700 by default
 _log = logs.get("worker")
 
 
-async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> None:
+async def run(
+    settings: Settings,
+    stop: asyncio.Event,
+    waits: Waits = WAITS,
+    again: asyncio.Event | None = None,
+) -> None:
     """Send until `stop`, then drain.
 
     Args:
         settings: of the process.
         stop: set when it is to end.
         waits: of the error policy.
+        again: set when a new token is to be read; None = it never is.
 
     Raises:
         SettingsError: a secret is missing, Redis may lose what it is told, the schema is older
@@ -135,7 +142,9 @@ async def run(settings: Settings, stop: asyncio.Event, waits: Waits = WAITS) -> 
             worker,
         )
         janitor = Janitor(Leftovers(pool), settings.idempotency_ttl_s)
-        sides = [writer.run, publisher.run, senders.run, suppressions.run, consumer.run, lists.run]
+        renewal = Renewal(again or asyncio.Event(), archive, sealing, ids, clock)
+        sides = [writer.run, publisher.run, senders.run, suppressions.run, consumer.run, lists.run,
+                 renewal.run]  # fmt: skip
         sides.append(janitor.run)
         # What is here by now stays: looked at again and again it was 8 % of what a message costs.
         gc.freeze()
@@ -265,3 +274,37 @@ async def ensure_default(archive: Archive, settings: Settings, sealing: Sealing,
             is_default=True,
         )
     )
+
+
+class Renewal:
+    """Reads the sender `default`'s token again when told to, so that a new one needs no restart.
+
+    Args:
+        again: told by.
+        archive: where senders are kept.
+        sealing: seals the token.
+        ids: of a new sender.
+        clock: between two looks.
+    """
+
+    def __init__(
+        self, again: asyncio.Event, archive: Archive, sealing: Sealing, ids: Ids, clock: Clock
+    ) -> None:
+        """Look at nothing yet."""
+        self._again = again
+        self._archive = archive
+        self._sealing = sealing
+        self._ids = ids
+        self._clock = clock
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look until `stop`; what cannot be read changes nothing."""
+        while not stop.is_set():
+            if self._again.is_set():
+                self._again.clear()
+                try:
+                    await ensure_default(self._archive, load(), self._sealing, self._ids)
+                    _log.info("settings.read_again")
+                except DrumbeatError as error:
+                    _log.error("settings.not_read_again", error=str(error))
+            await self._clock.sleep(_RENEW_EVERY_S)

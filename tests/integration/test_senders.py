@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared.archive import Archive
 from shared.ids import Ids
 from shared.office import AuditFilter
 from shared.sealing import Sealing
-from shared.settings import Secret
-from tests.conftest import replaced
+from shared.settings import Secret, Settings
+from tests.conftest import Processes, replaced
 from tests.integration.desk import TEXT, Api, problem
 from worker.app import ensure_default
 from worker.senders import Senders
@@ -193,3 +197,41 @@ async def test_the_environments_sender_keeps_what_an_admin_has_set(api: Api) -> 
         shown = await (await api.ask("root", "GET", path)).json()
         assert (shown["phone_number_id"], shown["number"] or "") == (number, name)
         assert (shown["graph_api_version"], shown["rate"]) == ("v21.0", 7.0)
+
+
+async def test_a_token_in_a_file_is_read_again_at_sighup(
+    settings: Settings,
+    archive: Archive,
+    processes: Processes,
+    tmp_path: Path,
+    eventually: Callable[..., Awaitable[Any]],
+) -> None:
+    file, sealing = tmp_path / "token", Sealing(settings.bulk_secret_key)
+    file.write_text("EAAG-first\n")
+    worker = processes.worker(
+        WHATSAPP_PHONE_NUMBER_ID="1001", WHATSAPP_ACCESS_TOKEN_FILE=str(file),
+        GRAPH_BASE_URL="http://127.0.0.1:9",
+    )  # fmt: skip
+
+    async def token() -> str:
+        row = await archive.sender_by_name_or_id("default")
+        return sealing.open(row.token_sealed) if row else ""
+
+    async def is_it(text: str) -> bool:
+        return await token() == text
+
+    def says(event: str) -> bool:
+        return event in worker.log.read_text()
+
+    await eventually(lambda: says("worker.started"), within_s=20)
+    assert await is_it("EAAG-first")
+    # What cannot be a token is refused, and the old one stays.
+    file.write_text("EAAG second\n")
+    worker.send(signal.SIGHUP)
+    await eventually(lambda: says("settings.not_read_again"), within_s=10)
+    assert await is_it("EAAG-first")
+    file.write_text("EAAG-second\n")
+    worker.send(signal.SIGHUP)
+    await eventually(lambda: is_it("EAAG-second"), within_s=10)
+    assert worker.is_running
+    assert "EAAG" not in worker.log.read_text()
