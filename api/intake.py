@@ -44,6 +44,7 @@ class Taken(People):
         region: numbers written otherwise are read as dialled there; None: strict E.164 only.
         allowed: regions that the sender may write to; none = all.
         is_filled: placeholders are filled (`has_vars`).
+        wholes: texts of the template around them, which have a limit of their own.
         at: JSON pointer of the rows.
         problems_max: how many faults are kept.
 
@@ -61,6 +62,7 @@ class Taken(People):
         *,
         allowed: frozenset[str] = frozenset(),
         is_filled: bool = False,
+        wholes: Sequence[Slot] = (),
         at: str = "/recipients",
         problems_max: int = PROBLEMS_MAX,
     ) -> None:
@@ -69,7 +71,7 @@ class Taken(People):
         self.rows: list[int] = []
         self.faults: list[Fault] = []
         self.submitted = self.duplicates = self.invalid = self.changed = self.suspect = 0
-        self._slots = [slot for slot in slots(message) if self.vars]
+        self._slots = [slot for slot in (*slots(message), *wholes) if self.vars]
         self._lengths = lengths
         self._validation = validation
         self._region = region
@@ -217,4 +219,6 @@ class Taken(People):
         )
         if found is not None and found[0] == "validation_failed":
             return "missing_variable", "the filled text is empty"
+        if found is not None and found[0] == "too_long":
+            return "too_long", f"the filled text has more than {slot.limit} characters"
         return found

@@ -149,7 +149,7 @@ async def _look(body: wire.SendRequest, made: Resources, asker: Principal) -> Pr
     try:
         check_source(body, made.settings.bulk_hard_cap)
         source = await source_of(body, made, asker)
-        taken = await take_all(body.message, made, source, sender)
+        taken = await take_all(body.message, made, source, sender, known)
     except InvalidError as error:
         problems += [row for row in rows_of(error) if row not in problems]
     is_ok = not problems

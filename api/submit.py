@@ -22,7 +22,7 @@ from api.resources import Resources, resources
 from api.router import HEADERS, query_of
 from api.sessions import Quota, QuotaError
 from api.sources import Source, check_source, source_of
-from api.templates import Known, known_of, require_fit
+from api.templates import Known, known_of, require_fit, wholes_of
 from api.times import span_of
 from api.wire import refuse
 from shared import logs
@@ -153,7 +153,7 @@ async def _submit(
     sender = await sender_of(body.sender, made)
     known = await known_of(made, sender, body.message)
     require_fit(known)
-    taken = await take_recipients(body, made, source, sender)
+    taken = await take_recipients(body, made, source, sender, known)
     wanted = wanted_of(body, made, scheduled_ms, expires_ms, source.parent, known)
     draft = Draft.of(wanted, made, owner, sender, taken, intake_of(taken), now_ms)
     answer = draft.answer()
@@ -234,7 +234,11 @@ async def owner_of(body: wire.SendRequest, made: Resources, asker: Principal) ->
 
 
 async def take_recipients(
-    body: wire.SendRequest, made: Resources, source: Source, sender: SenderRow
+    body: wire.SendRequest,
+    made: Resources,
+    source: Source,
+    sender: SenderRow,
+    known: Known | None,
 ) -> Taken:
     """Look at all rows, in slices with a yield between them.
 
@@ -242,7 +246,7 @@ async def take_recipients(
         InvalidError: `invalid_recipients` when bad ones are to be refused, `empty_recipients`
             when none is left.
     """
-    taken = await take_all(body.message, made, source, sender)
+    taken = await take_all(body.message, made, source, sender, known)
     if taken.invalid and body.on_invalid == "reject":
         raise InvalidError(
             "invalid_recipients",
@@ -256,7 +260,11 @@ async def take_recipients(
 
 
 async def take_all(
-    message: Message, made: Resources, source: Source, sender: SenderRow | None
+    message: Message,
+    made: Resources,
+    source: Source,
+    sender: SenderRow | None,
+    known: Known | None,
 ) -> Taken:
     """Look at all rows of a source, in slices with a yield between them."""
     taken = Taken(
@@ -266,6 +274,7 @@ async def take_all(
         source.region,
         allowed=frozenset(sender.allowed_regions if sender is not None else ()),
         is_filled=source.is_filled,
+        wholes=wholes_of(message, known),
         at=source.at,
     )
     for first, rows in source.slices:

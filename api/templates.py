@@ -17,12 +17,13 @@ from api.resources import Resources, resources
 from api.router import Route, query_of
 from api.wire import refuse
 from shared.archive import SenderRow
-from shared.definitions import Definition, faults_of, missing_params, rendered
+from shared.definitions import Definition, faults_of, filled_slots, missing_params, rendered
 from shared.errors import Fault, InvalidError, NotFoundError
 from shared.message import (
     NAME,
     Component,
     Message,
+    Slot,
     TemplateMessage,
     fill,
     parse_message,
@@ -196,6 +197,14 @@ def require_fit(known: Known | None) -> None:
         raise InvalidError("bad_template", text, known.faults)
 
 
+def wholes_of(message: Message, known: Known | None) -> list[Slot]:
+    """Return the texts that rows may not make too long; [] where the template is not known well."""
+    if known is None or known.definition is None or known.why or known.faults:
+        return []
+    assert isinstance(message, TemplateMessage)  # noqa: S101 - else nothing is known
+    return filled_slots(message.template, known.definition)
+
+
 # -- over HTTP --------------------------------------------------------------------------------
 
 
@@ -256,12 +265,13 @@ def previewed(
     names = placeholders(message) if given else []
     values = [given.get(name, f"{{{{{name}}}}}") for name in names]
     faults = faults_of(message.template, found)
+    wholes = [] if faults else filled_slots(message.template, found)
     faults += [
         Fault(f"/vars/{name}", "missing_variable", "a placeholder of the message has no value here")
         for name in names
         if name not in given
     ]
-    for slot in slots(message):
+    for slot in (*slots(message), *wholes):
         text = fill(slot.text, names, values) if given else slot.text
         wrong = text_fault(text, slot.limit, is_parameter=slot.is_parameter)
         if wrong is not None:

@@ -9,7 +9,16 @@ from typing import Any, Final
 import msgspec
 
 from shared.errors import Fault
-from shared.message import LANGUAGE, NAME, Component, Template, TemplateMessage, fill
+from shared.message import (
+    LANGUAGE,
+    NAME,
+    PLACEHOLDER,
+    Component,
+    Slot,
+    Template,
+    TemplateMessage,
+    fill,
+)
 
 # Of any other category, known or not, a message may be marketing.
 _PLAIN_CATEGORIES: Final = frozenset({"UTILITY", "AUTHENTICATION"})
@@ -22,6 +31,8 @@ _NEEDY: Final = {"copy_code": "coupon_code", "mpm": "action"}
 _BUTTONS: Final = frozenset({"", "url", "quick_reply", "catalog", "flow", *_NEEDY})
 _PARTS: Final = ("HEADER", "BODY", "FOOTER", "BUTTONS")
 UNREADABLE: Final = "unreadable"
+# Of a template's own texts; filled in they may have no more (132005).
+_WHOLE_MAX: Final = {"header": 60, "body": 1024}
 
 
 class Button(msgspec.Struct, frozen=True):
@@ -225,7 +236,29 @@ def faults_of(template: Template, found: Definition) -> list[Fault]:
         text = _part_fault(part, found)
         if text:
             faults.append(Fault(at, "bad_template", text))
-    return faults
+    if faults:
+        return faults
+    return [
+        Fault(slot.pointer, "bad_template", f"filled in, it has more than {slot.limit} characters")
+        for slot in filled_slots(template, found)
+        if len(slot.text) > slot.limit and not PLACEHOLDER.search(slot.text)
+    ]
+
+
+def filled_slots(template: Template, found: Definition) -> list[Slot]:
+    """Return the template's texts with the message's parameters in them; its placeholders stay.
+
+    For a message that brings all that the template asks for; texts without parameters are Meta's.
+    """
+    slots = []
+    for number, part in enumerate(template.components):
+        text = {"header": found.header_text, "body": found.body}.get(part.type, "")
+        if text and part.parameters:
+            told = part.parameters
+            whole = _filled(text, [_text_of(each) for each in told], told, [], None)
+            pointer = f"{_AT}/components/{number}"
+            slots.append(Slot(pointer, whole, _WHOLE_MAX[part.type], is_parameter=False))
+    return slots
 
 
 def _part_fault(part: Component, found: Definition) -> str:

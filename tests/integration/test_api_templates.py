@@ -148,6 +148,36 @@ async def test_a_message_that_fits_is_shown_as_it_will_be_read(api: Api, known: 
     assert [row["code"] for row in told["errors"]] == ["param_whitespace", "missing_variable"]
 
 
+async def test_what_is_too_long_once_it_is_filled_in_is_refused_before(
+    api: Api, known: Templates
+) -> None:
+    around = len("Your order  left.")
+    assert (await api.send(message=order("7" * (1024 - around)))).status == 202
+    told = await problem(await api.send(message=order("7" * (1025 - around))), 422, "bad_template")
+    assert told["errors"][0]["pointer"] == "/message/template/components/0"
+    assert "more than 1024" in told["errors"][0]["detail"]
+    rows = [{"to": number, "vars": {"n": "7" * (1023 - around + at)}}
+            for at, number in enumerate(NUMBERS)]  # fmt: skip
+    send = {"recipients": rows, "message": order("{{n}}")}
+    told = await problem(await api.send(**send), 422, "invalid_recipients")
+    (row,) = told["errors"]
+    assert (row["pointer"], row["code"]) == ("/recipients/2/vars", "too_long")
+    seen = await look(api, **send)
+    assert (seen["ok"], seen["rows"]["invalid"], seen["problems"]) == (False, 1, told["errors"])
+    accepted = await (await api.send(**send, on_invalid="skip")).json()
+    assert accepted["intake"]["accepted"] == 2
+    body = {"language_code": "en_US", "components": send["message"]["template"]["components"],
+            "vars": rows[2]["vars"]}  # fmt: skip
+    path = "/api/templates/order_update/preview"
+    shown = await (await api.ask("ann", "POST", path, json=body)).json()
+    assert [row["code"] for row in shown["problems"]] == ["too_long"]
+    # What is not known well refuses nobody; what does not fit at all is said as such.
+    assert not (await look(api, recipients=rows, message=order("{{n}}", "spring_sale")))["ok"]
+    await known.keep(WABA, [UTILITY], 0, 300)
+    await is_of_age(api, 601)
+    assert (await api.send(**send)).status == 202
+
+
 async def test_an_old_list_refuses_nothing_and_says_so(api: Api, known: Templates) -> None:
     await is_of_age(api, 601)
     message = order(name="nobodys")

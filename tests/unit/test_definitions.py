@@ -10,6 +10,7 @@ import pytest
 from shared.definitions import (
     Definition,
     faults_of,
+    filled_slots,
     is_marketing,
     missing_params,
     page_of,
@@ -205,3 +206,23 @@ def test_what_is_new_at_meta_is_neither_refused_nor_in_the_way_of_others() -> No
         assert faults_of(message(Component("header", [LINK])), each) == []
     parts = (button(0, "quick_reply"), button(1, "url", *texts("7")))
     assert faults_of(message(*parts), found[4]) == []
+
+
+def test_the_whole_text_counts_and_not_the_parameter_alone() -> None:
+    named = defined(
+        {"type": "HEADER", "format": "TEXT", "text": "For {{who}}"},
+        {"type": "BODY", "text": "{{a}} and {{a}}: {{b}}"},
+        parameter_format="NAMED",
+    )
+    head = Component("header", texts("x" * 57, names=("who",)))
+    told = message(head, body("{{v}}", "y", names=("a", "b")))
+    (fault,) = faults_of(told, named)
+    assert (fault.pointer, fault.code) == ("/message/template/components/0", "bad_template")
+    assert "more than 60" in fault.detail
+    # What a recipient's values will fill is not counted yet, and stands where it will be.
+    assert [slot.text for slot in filled_slots(told, named)][1] == "{{v}} and {{v}}: y"
+    short = Component("header", texts("x" * 56, names=("who",)))
+    assert faults_of(message(short, body("z", "y", names=("a", "b"))), named) == []
+    money = {"type": "currency", "currency": {"fallback_value": "5 €", "code": "EUR"}}
+    (slot,) = filled_slots(message(Component("body", [money, *texts("x")])), defined())
+    assert (slot.text, slot.limit) == ("Order 5 € left x.", 1024)
