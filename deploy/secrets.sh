@@ -18,7 +18,7 @@ keep postgres_password "$(draw)"
 keep valkey_password "$(draw)"
 keep database_url "postgresql://drumbeat:$(cat secrets/postgres_password)@postgres:5432/drumbeat"
 keep redis_url "redis://:$(cat secrets/valkey_password)@valkey:6379/0"
-keep valkey_acl "user default on >$(cat secrets/valkey_password) ~* &* +@all"
+keep valkey_acl "$(sed -n "s/PASSWORD/$(cat secrets/valkey_password)/; /^user /p" users.acl)"
 keep whatsapp_verify_token "$(draw)"
 for each in whatsapp_access_token whatsapp_app_secret; do
   [ -e "secrets/$each" ] || : >"secrets/$each"

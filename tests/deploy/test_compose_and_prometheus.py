@@ -144,12 +144,15 @@ def test_published_ports_are_for_this_machine_only_and_coolify_publishes_none() 
 def test_one_command_makes_every_secret_and_keeps_those_there_are(tmp_path: Path) -> None:
     script = tmp_path / "secrets.sh"
     script.write_text((DEPLOY / "secrets.sh").read_text())
+    (tmp_path / "users.acl").write_text((DEPLOY / "users.acl").read_text())
     for _ in range(2):
         subprocess.run(["/bin/sh", str(script)], check=True, capture_output=True)
         made = {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()}
         assert set(made) == set(rendered("compose.yaml")["secrets"])
         assert made["postgres_password"] in made["database_url"]
         assert made["valkey_password"] in made["redis_url"]
+        assert made["valkey_acl"].startswith(f"user default on >{made['valkey_password']} ")
+        assert len(made["valkey_acl"].splitlines()) == 1
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
     environ = {
         f"{name}_FILE": str(tmp_path / "secrets" / name.lower())
