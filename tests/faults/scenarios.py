@@ -308,10 +308,20 @@ async def webhook(stage: Stage) -> None:
 
 async def rate(stage: Stage) -> None:
     """A sender keeps its rate, though the clock of its workers is minutes ahead."""
+    await rate_of(stage, 8.0, 10)
+
+
+async def slow_rate(stage: Stage) -> None:
+    """The same at one a second, a claim each: the next one is released only as time is let pass."""
+    await rate_of(stage, 1.0, 3)
+
+
+async def rate_of(stage: Stage, a_second: float, count: int) -> None:
+    """Let a paced sender send to `count`; the worker's clock is 150 s ahead."""
     stage.worker_clock.off_ms = 150_000
-    await stage.pace(8.0)
+    await stage.pace(a_second)
     await stage.worker()
-    await stage.submit(10)
+    await stage.submit(count)
     await stage.drain()
 
 
@@ -320,8 +330,11 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     for story in (
         submit, send, two_workers, three, retry, moved, throttle, unreachable, no_answer, token,
         pause, cancel, deadline, scheduled, archive, marks, reap, outage, resend, shutdown, wipe,
-        lost_job, webhook,
+        lost_job, webhook, slow_rate,
     )
 }  # fmt: skip
-# Their effects depend on the clock of the server too: not for counting, nor for a fault at each.
+# Not for counting, nor for a fault at each effect: at eight a second two claims run side by side, and
+# which of them asks first hangs on milliseconds of the server's clock. Scripts have it from TIME and
+# nobody can set it: of 100 clean runs 77 had another order. At one a second there is one claim at a
+# time with half a second to spare, so that one is enumerated; this one is for the mutants.
 TIMED: Final[dict[str, Scenario]] = {"rate": rate}
