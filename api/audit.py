@@ -34,6 +34,11 @@ def act_of(
     )
 
 
+def line_of(act: Act) -> tuple[str, ...]:
+    """Return an act that went well as the columns of the audit log."""
+    return (act.actor, act.action, act.object, "ok", act.reason, act.request_id, act.address)
+
+
 def address_mark(address: str, secret: bytes) -> str:
     """Return a client's address as a keyed hash, the same for the same address."""
     return f"a_{hmac.new(secret, address.encode(), hashlib.sha256).hexdigest()[:8]}"

@@ -10,7 +10,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from api import auth, wire
-from api.audit import note_done
+from api.audit import act_of, line_of, note_done
 from api.auth import Principal, principal
 from api.draft import Draft, Wanted, store
 from api.guard import SMALL_BODY, body_of, check_length
@@ -26,7 +26,7 @@ from api.templates import known_of
 from api.wire import refuse
 from shared import logs
 from shared.archive import JobRow, unpack_blob
-from shared.errors import ConflictError, Fault, InvalidError
+from shared.errors import ConflictError, Fault, InvalidError, QueueError
 from shared.graph_codes import FIRST_REASON, ROWS, CodeRow
 from shared.graph_codes import row_of as code_row
 from shared.lineage import FAMILY_MAX, Kin
@@ -193,8 +193,12 @@ async def _retry(
     draft = Draft.of(wanted, made, row.owner, sender, chosen.people, intake, now_ms)
     answer = Retried(**msgspec.structs.asdict(draft.answer()), excluded=chosen.excluded)
     new = draft.row(route, key, request_hash, wire.encode(answer))
+    line = line_of(act_of(request, asker, "job.retry", row.id, new.id))
     try:
-        wait = await store(made, draft, new, lambda job: made.lineage.add_child(job, family))
+        wait = await store(made, draft, new, lambda job: made.lineage.add_child(job, family, line))
+    except QueueError:
+        await note_done(request, made, asker, "job.retry", row.id, "failed", new.id)
+        raise
     except ConflictError:
         first = await made.archive.idempotent(row.owner, route, key) if key is not None else None
         if first is None:
@@ -202,7 +206,6 @@ async def _retry(
         return answer_of(first, request_hash or b"")
     if wait is not None:
         answer = msgspec.structs.replace(answer, wait=wait)
-    await note_done(request, made, asker, "job.retry", row.id, "ok", new.id)
     made.metrics.jobs_submitted_total.labels(new.kind, "api").inc()
     _log.info("job.accepted", jobId=new.id, userId=row.owner, recipients=count, parent=row.id)
     return web.Response(

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from api import wire
-from api.audit import note_done
+from api.audit import act_of, line_of, note_done
 from api.auth import Principal, principal
 from api.draft import REDIS_S, Draft, Wanted, store
 from api.guard import address_of, body_of, check_length
@@ -158,8 +158,13 @@ async def _submit(
     draft = Draft.of(wanted, made, owner, sender, taken, intake_of(taken), now_ms)
     answer = draft.answer()
     new = draft.row(ROUTE, key, request_hash if key is not None else None, wire.encode(answer))
+    line = line_of(act_of(request, asker, "job.submit", new.id))
     try:
-        wait = await store(made, draft, new, made.archive.add_job)
+        wait = await store(made, draft, new, lambda job: made.archive.add_job(job, line))
+    except QueueError:
+        # It was taken back, or never there.
+        await note_done(request, made, asker, "job.submit", new.id, "failed")
+        raise
     except ConflictError:
         # Another request with this key was first; its row carries the answer.
         row = await made.archive.idempotent(owner, ROUTE, key or "")
@@ -168,7 +173,6 @@ async def _submit(
         return answer_of(row, request_hash)
     if wait is not None:
         answer = msgspec.structs.replace(answer, wait=wait)
-    await note_done(request, made, asker, "job.submit", draft.spec.id, "ok")
     made.metrics.jobs_submitted_total.labels(new.kind, "api").inc()
     _log.info(
         "job.accepted",

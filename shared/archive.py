@@ -526,14 +526,21 @@ class Archive:
         return [row["id"] for row in rows]
 
     @guarded
-    async def add_job(self, job: NewJob) -> None:
-        """Accept a job with all its recipients: one INSERT.
+    async def add_job(self, job: NewJob, audit: Sequence[str] = ()) -> None:
+        """Accept a job with all its recipients, and note who did it, in one transaction.
+
+        Args:
+            job: its row.
+            audit: columns of a row of the audit log; () = nobody did it.
 
         Raises:
             ConflictError: another request with this idempotency key was first.
         """
         try:
-            await self._pool.execute(SQL["add_job"], *columns_of(job))
+            async with self._pool.acquire() as connection, connection.transaction():
+                await connection.execute(SQL["add_job"], *columns_of(job))
+                if audit:
+                    await connection.execute(SQL["audit"], *audit)
         except asyncpg.UniqueViolationError as error:
             raise ConflictError(
                 "idempotency_in_progress",

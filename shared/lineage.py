@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import asyncpg
@@ -71,8 +72,13 @@ class Lineage:
         ]
 
     @guarded
-    async def add_child(self, job: NewJob, seen: list[Kin]) -> None:
+    async def add_child(self, job: NewJob, seen: list[Kin], audit: Sequence[str]) -> None:
         """Accept a retry if its family is still the one that was looked at.
+
+        Args:
+            job: its row.
+            seen: the family.
+            audit: columns of a row of the audit log, written with the job or not at all.
 
         Raises:
             ConflictError: it has changed, or another request with this idempotency key was first.
@@ -84,6 +90,7 @@ class Lineage:
                 rows = await connection.fetch(SQL["family"], seen[0].id, FAMILY_MAX)
                 if [row["id"] for row in rows] == [kin.id for kin in seen]:
                     await connection.execute(SQL["add_job"], *columns_of(job))
+                    await connection.execute(SQL["audit"], *audit)
                     return
         except asyncpg.UniqueViolationError as error:
             raise ConflictError(

@@ -16,6 +16,7 @@ import pytest
 from shared.embedded.valkey import Valkey
 from shared.errors import QueueError
 from shared.ids import Ids
+from shared.office import AuditFilter
 from shared.settings import Settings
 from tests.integration.desk import NUMBERS, PASSWORD, TEXT, Api, opened, problem
 
@@ -434,7 +435,29 @@ async def test_a_redis_that_refuses_leaves_nothing_behind(
             assert "Retry-After" in response.headers
     listed = await (await api.ask("ann", "GET", "/api/bulk/jobs")).json()
     assert listed["data"] == []
+    lines = await api.made.office.audit(AuditFilter(actor=api.ann), 0, 9)
+    # What Redis refused at once has no line that says ok; what was taken back has both.
+    assert [line.result for line in lines] == ["failed", "failed", "ok", "failed", "ok"]
     assert (await api.send(headers=key)).status == 202
+
+
+async def test_a_job_and_its_line_in_the_audit_log_are_committed_together(
+    api: Api, settings: Settings
+) -> None:
+    body = await (await api.send(headers={"X-Request-Id": "r-1"})).json()
+    [line] = await api.made.office.audit(AuditFilter(action="job.submit"), 0, 9)
+    assert (line.actor, line.object, line.result, line.request_id) == (
+        api.ann, body["jobId"], "ok", "r-1",
+    )  # fmt: skip
+    assert line.address.startswith("a_")
+    pool, table = api.made.archive._pool, f"{settings.database_schema}.audit_log"
+    await pool.execute(f"ALTER TABLE {table} ADD CONSTRAINT full_up CHECK (false) NOT VALID")
+    try:
+        await problem(await api.send(), 503, "storage_unavailable")
+    finally:
+        await pool.execute(f"ALTER TABLE {table} DROP CONSTRAINT full_up")
+    listed = await (await api.ask("ann", "GET", "/api/bulk/jobs")).json()
+    assert [job["jobId"] for job in listed["data"]] == [body["jobId"]]
 
 
 @pytest.mark.parametrize(
