@@ -20,7 +20,7 @@ from api.owned import answer, id_of, limit_of, note_foreign, visible
 from api.resources import Resources, resources
 from api.router import query_of
 from api.times import moment_of
-from api.views import error_row, job_of, timeline_of
+from api.views import ACTS, TIMELINE_MAX, error_row, job_of, timeline_of
 from api.wire import refuse
 from shared import logs
 from shared.archive import JobFilter, JobRow
@@ -95,7 +95,8 @@ async def show(request: web.Request) -> web.Response:
             rows = [error_row(code, count) for code, count in sorted(counts.items())]
             job = msgspec.structs.replace(job, errors=rows)
     if "timeline" in expand:
-        job = msgspec.structs.replace(job, timeline=timeline_of(row))
+        acts = await made.office.acts_on(job_id, list(ACTS), TIMELINE_MAX)
+        job = msgspec.structs.replace(job, timeline=timeline_of(job, row, acts))
     return answer(job)
 
 

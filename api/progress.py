@@ -97,7 +97,7 @@ def _eta(status: JobStatus) -> int | None:
 def wait_of(status: JobStatus, now_ms: int) -> wire.Wait | None:
     """Return what stands in a job's way, the most lasting thing first; None when nothing does."""
     if status.state == "paused":
-        return _pause_of(status)
+        return pause_of(status.by, status.reason)
     if status.state not in {"queued", "running"}:
         return None
     if status.off:
@@ -138,8 +138,9 @@ def _stop_of(why: str) -> wire.Wait:
     return wire.Wait("sender_paused", f"{words}: {why}" if why not in {"", "operator"} else words)
 
 
-def _pause_of(status: JobStatus) -> wire.Wait:
-    by, reason = status.by or None, status.reason
+def pause_of(whom: str, reason: str) -> wire.Wait:
+    """Return why a job was paused; of a breaker and of an error that stopped it in words."""
+    by = whom or None
     if reason.startswith(_BREAKER):
         number = reason.removeprefix(_BREAKER)
         code = code_of_reason(int(number)) if number.isdigit() else None

@@ -7,12 +7,22 @@ from typing import Final
 import msgspec
 
 from api import wire
-from api.progress import progress_of, wait_of
+from api.progress import pause_of, progress_of, wait_of
 from shared.archive import JobRow
 from shared.graph_codes import row_of
 from shared.models import FINAL_STATES, JobStatus
+from shared.office import AuditRow
 
 _STORAGE_AFTER_MS: Final = 5000
+TIMELINE_MAX: Final = 50
+# Acts of the audit log that move a job, and the events they make.
+ACTS: Final = {
+    "job.pause": "paused",
+    "job.resume": "resumed",
+    "job.cancel": "cancelling",
+    "job.change": "changed",
+    "job.retry": "retried",
+}
 
 
 def job_of(row: JobRow, status: JobStatus | None, now_ms: int) -> wire.Job:
@@ -90,15 +100,35 @@ def error_row(code: int, count: int) -> wire.ErrorRow:
     return wire.ErrorRow(str(code), count, found.meaning, found.action)
 
 
-def timeline_of(row: JobRow) -> list[wire.TimelineRow]:
-    """Return what happened to a job, newest first."""
-    moments = (
-        (row.finished_ms, row.state, row.by or None, row.reason or None),
-        (row.started_ms, "started", None, None),
-        (row.created_ms, "accepted", row.owner, None),
-    )
-    return [
-        wire.TimelineRow(wire.time_text(at) or "", event, by, reason)
-        for at, event, by, reason in moments
-        if at
+def timeline_of(job: wire.Job, row: JobRow, acts: list[AuditRow]) -> list[wire.TimelineRow]:
+    """Return what happened to a job, newest first.
+
+    Args:
+        job: as it is shown.
+        row: as PostgreSQL has it: who cancelled it.
+        acts: what was done to it, newest first; those of `ACTS`.
+    """
+    found = []
+    if job.finished_at is not None:
+        # What is kept with a completed job is of its last pause.
+        is_cut = row.state == job.state == "cancelled"
+        by, reason = (row.by or None, row.reason or None) if is_cut else (None, None)
+        found.append(wire.TimelineRow(job.finished_at, job.state, by, reason))
+    found += [
+        wire.TimelineRow(
+            wire.time_text(act.at_ms) or "", ACTS[act.action], act.actor, _reason_of(act)
+        )
+        for act in acts
     ]
+    if job.started_at is not None:
+        found.append(wire.TimelineRow(job.started_at, "started", None, None))
+    found.append(wire.TimelineRow(job.created_at, "accepted", job.user_id, None))
+    return sorted(found, key=lambda each: each.at, reverse=True)[:TIMELINE_MAX]
+
+
+def _reason_of(act: AuditRow) -> str | None:
+    if act.actor != "system":
+        return act.reason or None
+    if act.action == "job.pause":
+        return pause_of(act.actor, act.reason).detail
+    return act.reason.replace("_", " ") or None

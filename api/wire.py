@@ -163,7 +163,13 @@ class ErrorRow(msgspec.Struct, frozen=True):
 
 
 class TimelineRow(msgspec.Struct, frozen=True):
-    """One change in a job's life."""
+    """One change in a job's life.
+
+    Attributes:
+        event: accepted, started, paused, resumed, changed, retried, cancelling, or how it ended.
+        by: user id, `cli` or `system`.
+        reason: people's words, what was changed, the child of a retry, or what stopped the job.
+    """
 
     at: str
     event: str

@@ -169,6 +169,12 @@ class Office:
         )  # fmt: skip
         return [AuditRow(**dict(row)) for row in rows]
 
+    @guarded
+    async def acts_on(self, object_id: str, actions: list[str], limit: int) -> list[AuditRow]:
+        """Return at most `limit` acts of these kinds that were done to an object, newest first."""
+        rows = await self._pool.fetch(SQL["acts_on"], object_id, actions, limit)
+        return [AuditRow(**dict(row)) for row in rows]
+
     # -- users -------------------------------------------------------------------------------
 
     @guarded

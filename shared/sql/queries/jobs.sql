@@ -84,14 +84,24 @@ FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[], $5::integ
   AS n (number, sent, failed, skipped, unknown, cancelled) WHERE j.number = n.number;
 
 -- name: set_states
--- A state is taken only with a higher version; each job stands here once.
-UPDATE bulk_jobs b SET state = n.state, version = n.version, by_whom = n.by_whom, reason = n.reason,
-  started_ms = greatest(b.started_ms, n.started_ms),
-  finished_ms = greatest(b.finished_ms, n.finished_ms),
-  end_event = coalesce(n.end_event, b.end_event)
-FROM json_to_recordset($1::json) AS n (id text, state text, version bigint, by_whom text,
-  reason text, started_ms bigint, finished_ms bigint, end_event text)
-WHERE b.id = n.id AND b.version < n.version;
+-- A state is taken only with a higher version; each job stands here once. What people do is in the
+-- audit log before it is done; what stops or starts a job by itself comes into it here.
+WITH moved AS (
+  UPDATE bulk_jobs b SET state = n.state, version = n.version, by_whom = n.by_whom,
+    reason = n.reason,
+    started_ms = greatest(b.started_ms, n.started_ms),
+    finished_ms = greatest(b.finished_ms, n.finished_ms),
+    end_event = coalesce(n.end_event, b.end_event)
+  FROM json_to_recordset($1::json) AS n (id text, state text, version bigint, by_whom text,
+    reason text, started_ms bigint, finished_ms bigint, end_event text)
+  JOIN bulk_jobs was ON was.id = n.id
+  WHERE b.id = n.id AND b.version < n.version
+  RETURNING b.id, b.state, b.by_whom, b.reason, was.state AS before)
+INSERT INTO audit_log (actor, action, object, result, reason)
+SELECT by_whom, CASE state WHEN 'paused' THEN 'job.pause' ELSE 'job.resume' END, id, 'ok', reason
+FROM moved
+WHERE by_whom = 'system' AND (state = 'paused' AND before <> 'paused'
+  OR before = 'paused' AND state IN ('scheduled', 'queued', 'running'));
 
 -- name: ended
 -- Final, and every recipient logged: a dead writer's rows may come after the end itself.

@@ -21,6 +21,16 @@ WHERE ($1::text IS NULL OR actor = $1) AND ($2::text IS NULL OR action = $2)
   AND ($6::bigint = 0 OR number < $6)
 ORDER BY number DESC LIMIT $7;
 
+-- name: acts_on
+-- What was done to an object, newest first, as of when it was asked for: `ok` is written after.
+SELECT o.number, (extract(epoch FROM coalesce(a.at, o.at)) * 1000)::bigint AS at_ms, o.actor,
+  o.action, o.object, o.result, o.reason, o.request_id, o.address
+FROM audit_log o LEFT JOIN LATERAL (
+  SELECT at FROM audit_log WHERE object = o.object AND number < o.number AND result = 'asked'
+    AND action = o.action AND request_id = o.request_id ORDER BY number DESC LIMIT 1) a ON true
+WHERE o.object = $1 AND o.result = 'ok' AND o.action = ANY ($2)
+ORDER BY o.number DESC LIMIT $3;
+
 -- name: user_list
 -- Newest first.
 SELECT *, (extract(epoch FROM created_at) * 1000)::bigint AS created_ms FROM users
