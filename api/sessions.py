@@ -64,6 +64,21 @@ class Quota(msgspec.Struct, frozen=True):
     member: str
     policies: list[Policy]
 
+    def given_back(self) -> Quota:
+        """Return it as it stands once its place is free again."""
+        if not self.is_taken:
+            return self
+        policies = [
+            msgspec.structs.replace(
+                policy,
+                left=policy.left + 1,
+                # Where nobody else has a place it was its own that it waited for.
+                reset_s=policy.reset_s if policy.left + 1 < policy.limit else 0,
+            )
+            for policy in self.policies
+        ]
+        return msgspec.structs.replace(self, policies=policies)
+
     def headers(self) -> dict[str, str]:
         """Return the two headers of draft-ietf-httpapi-ratelimit-headers-11."""
         if not self.policies:

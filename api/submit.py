@@ -65,7 +65,7 @@ async def send(request: web.Request) -> web.Response:
     try:
         response = await _in_turn(request, made, asker, key, quota)
     except BaseException as error:
-        await _give_back(made, quota)
+        await _give_back(request, made, quota)
         if isinstance(error, QuotaError):
             refused.labels("quota").inc()
         elif isinstance(error, QueueError | ArchiveError):
@@ -75,7 +75,7 @@ async def send(request: web.Request) -> web.Response:
         raise
     if "Idempotent-Replayed" in response.headers:
         refused.labels("replay").inc()
-        await _give_back(made, quota)
+        await _give_back(request, made, quota)
     return response
 
 
@@ -95,13 +95,15 @@ async def _take(request: web.Request, made: Resources, asker: Principal) -> Quot
     return quota
 
 
-async def _give_back(made: Resources, quota: Quota) -> None:
+async def _give_back(request: web.Request, made: Resources, quota: Quota) -> None:
     try:
         async with asyncio.timeout(REDIS_S):
             await made.visitors.give_back(quota)
     except (QueueError, TimeoutError):
         # One place is lost for an hour; the refusal itself must still be answered.
         _log.warning("quota.lost")
+        return
+    request[HEADERS].update(quota.given_back().headers())
 
 
 async def _in_turn(

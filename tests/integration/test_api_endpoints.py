@@ -110,10 +110,17 @@ async def test_five_bad_passwords_close_the_account_for_a_minute(api: Api) -> No
 async def test_the_eleventh_submission_of_an_hour_waits(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         api = await opened(msgspec.structs.replace(settings, bulk_submits_per_hour_ip=2), stack)
+        refused = await api.send(recipients=[])
+        assert refused.headers["RateLimit"] == '"submit-ip";r=2;t=0'
         first = await api.send(headers={"Idempotency-Key": "k1"})
         assert first.headers["RateLimit-Policy"] == '"submit-ip";q=2;w=3600'
         assert first.headers["RateLimit"].startswith('"submit-ip";r=1;t=')
-        await problem(await api.send(recipients=[]), 422, "empty_recipients")
+        refused = await api.send(recipients=[])
+        await problem(refused, 422, "empty_recipients")
+        # What a refusal or a repeated answer took it has given back, and its headers say so.
+        assert refused.headers["RateLimit"].startswith('"submit-ip";r=1;t=3')
+        replay = await api.send(headers={"Idempotency-Key": "k1"})
+        assert replay.headers["RateLimit"].startswith('"submit-ip";r=1;t=3')
         assert (await api.send("ben")).status == 202
         response = await api.send()
         body = await problem(response, 429, "rate_limited")
