@@ -111,6 +111,9 @@ def wait_of(status: JobStatus, now_ms: int) -> wire.Wait | None:
         return wire.Wait("sender_blocked", detail, until=until)
     if status.unreachable:
         return wire.Wait("graph_unreachable", "no worker reaches WhatsApp's API")
+    if status.stale:
+        text = "the storage has not told for 30 s who must not be written to"
+        return wire.Wait("storage", text)
     if not sender.known or status.reserved <= status.cursor < tally.total:
         return wire.Wait("storage", "waiting for the storage to note how far it may go")
     left = tally.queued + tally.retrying

@@ -454,6 +454,7 @@ class JobStatus(msgspec.Struct, frozen=True):
         rate: the job's own ceiling; 0 = none.
         off: sending is switched off on this shard.
         unreachable: a worker has said that Graph cannot be reached.
+        stale: a worker has said that its list of suppressions is too old to send by.
         cursor: next position to be released; reserved: where release must stop.
     """
 
@@ -481,6 +482,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     weight: int
     off: bool
     unreachable: bool
+    stale: bool
     cursor: int
     reserved: int
 

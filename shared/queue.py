@@ -532,6 +532,7 @@ class Queue:
         entries: Sequence[str] = (),
         jobs: Sequence[str] = (),
         unreachable: bool = False,
+        stale: bool = False,
     ) -> Ticked:
         """Give a sign of life, and learn what must stop; never repeated by the door itself."""
         s = self.settings
@@ -543,7 +544,7 @@ class Queue:
             told,
             s.outcomes_max,
             s.events_max,
-            "1" if unreachable else "",
+            "1" if unreachable else "2" if stale else "",
             len(entries),
             *entries,
             *jobs,

@@ -205,6 +205,7 @@ def status_of(
         weight=int_of(f, "weight"),
         off=gate["off"] == b"1",
         unreachable=gate["unreachable"] == b"1",
+        stale=gate["unreachable"] == b"2",
         cursor=int_of(f, "cursor"),
         reserved=int_of(f, "reserved"),
     )

@@ -66,7 +66,8 @@ class Pool:
         block_ms = t.settings.worker_block_ms
         while not stop.is_set():
             self.last_read_s = t.clock.monotonic()
-            if not t.listed.is_fresh(self.last_read_s):
+            t.pulse.is_stale = not t.listed.is_fresh(self.last_read_s)
+            if t.pulse.is_stale:
                 # Nobody knows well enough by now who may not be written to.
                 await self._room(shard)
                 continue

@@ -55,6 +55,7 @@ class Pulse:
         self.in_hand: dict[int, dict[str, Claim]] = {s: {} for s in range(queue.shards)}
         self.in_the_air: dict[str, dict[int, int]] = {}
         self.unreachable_until_s = 0.0
+        self.is_stale = False  # the list of whom nobody may write to
         self._unreachable_s = 0.0
         self._unreachable_since_s = 0.0
         self.last_good_s = clock.monotonic()
@@ -167,6 +168,7 @@ class Pulse:
                 entries=list(claims),
                 jobs=sorted({claim.job for claim in claims.values()}),
                 unreachable=self._unreachable_s > 0,
+                stale=self.is_stale,
             )
         except QueueError:
             return

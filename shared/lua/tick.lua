@@ -4,7 +4,8 @@
 -- KEYS[1]  P gate    hash
 -- ARGV[1]  P         ARGV[2]  worker      ARGV[3]  slots      ARGV[4]  concurrency
 -- ARGV[5]  lease_ms  ARGV[6]  run id whose facts this worker has told again, or ''
--- ARGV[7]  OUTCOMES_MAX      ARGV[8]  EVENTS_MAX      ARGV[9]  '1': Graph cannot be reached
+-- ARGV[7]  OUTCOMES_MAX      ARGV[8]  EVENTS_MAX      ARGV[9]  '1': Graph cannot be reached, '2': no
+--          claim begins on a list of suppressions this old
 -- ARGV[10] how many entries in hand follow; then those entries, then the jobs in hand
 -- Reads    P ready, P job:<id>, P sender:<id>, P off
 -- Writes   P workers, P slots, P told, P ready, P changed, P events, P outcomes, P low, P turns,

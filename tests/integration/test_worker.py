@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from api.progress import wait_of
 from shared.archive import Archive, NewJob, SenderRow, pack_blob
 from shared.clock import Clock
 from shared.embedded.children import is_open
@@ -242,7 +243,12 @@ async def test_on_a_list_that_nobody_could_read_for_long_no_claim_begins(
         async def is_released() -> bool:
             return (await bench.queue.stats(0, [])).ready > 0
 
+        async def is_told() -> bool:
+            wait = wait_of(await bench.status(job), Clock().now_ms())
+            return wait is not None and wait.reason == "storage"
+
         await eventually(is_released)
+        await eventually(is_told)
         assert not bench.requests()
         assert (await bench.status(job)).tally.in_flight == 0
     await eventually(lambda: bench.is_over(job), within_s=20)

@@ -36,6 +36,7 @@ STATUS = JobStatus(
     weight=4,
     off=False,
     unreachable=False,
+    stale=False,
     cursor=60,
     reserved=100,
 )
@@ -79,6 +80,7 @@ def test_nobody_promises_an_end_while_nothing_is_sent() -> None:
         ({"off": True}, "kill_switch"),
         ({"unreachable": True}, "graph_unreachable"),
         ({"reserved": 60}, "storage"),
+        ({"stale": True}, "storage"),
         ({"state": "paused", "by": "u1", "reason": "lunch"}, "paused"),
         ({"state": "paused", "by": "system", "reason": "breaker:16"}, "paused"),
         (
