@@ -47,6 +47,7 @@ PARTS: Final[dict[str, Callable[[Rig, Asked], AsyncIterator[Round]]]] = {
     "worker": worker.flat_out,
     "commands": commands.commands,
     "paced": worker.paced,
+    "most": worker.most,
     "accept": accept.accepting,
     "queued": accept.queued,
     "recovery": recovery.recovering,

@@ -164,6 +164,7 @@ def ratios(parts: dict[str, Part]) -> dict[str, float | None]:
         "valkey_cpu_vs_bullmq": ratio(worker, THIN, BULLMQ, valkey),
         "commands_per_message": median(of("commands"), THIN, "sent_per_message"),
         "core_at_1000_per_s": median(of("paced"), THIN, "core_at_1000_per_s"),
+        "most_vs_bullmq": ratio(of("most"), THIN, BULLMQ, "rate"),
         "accept_50000_s": median(accept, THIN, "accept_s"),
         "accept_vs_bullmq": ratio(accept, THIN, BULLMQ, "accept_s"),
         "recovery_s": median(of("recovery"), THIN, "recovery_s"),

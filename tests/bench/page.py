@@ -86,6 +86,11 @@ TABLES: Final[dict[str, Table]] = {
         (Column("core at 1,000/s", "core_at_1000_per_s"), *_SENT[1:]),
         ("paced",),
     ),
+    "most": Table(
+        "The most of one process at 100 ms",
+        "No rate, 1,280 requests at once (BULK_CONCURRENCY=20; BullMQ's concurrency).",
+        (Column("messages/s", "rate", ",.0f"), *_SENT[:2]),
+    ),
     "accept": Table(
         "Accepting 50,000",
         "From the first byte of the POST to the whole of the 202, which says that every recipient "

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Final
 
-from tests.bench.contest import PEERS, compete
+from tests.bench.contest import BULLMQ_PEER, PEERS, compete
 from tests.bench.figures import AIOHTTP, ALONE, ALONE_AIOHTTP, THIN, Round
 from tests.bench.rig import Asked, FarSide, Rig
 from tests.conftest import ROOT
@@ -18,6 +18,8 @@ ALONES: Final = {ALONE: "thin", ALONE_AIOHTTP: "aiohttp"}
 RATE: Final = 1000  # messages per second
 LATENCY_MS: Final = 100
 PACED_CONCURRENCY: Final = 200  # of a peer: twice what the rate and the latency need
+MOST_CONCURRENCY: Final = 20  # requests at once per claim, so that the core is the limit
+MOST_SLOTS: Final = 64
 
 
 async def alone(client: str, far: FarSide, count: int) -> float:
@@ -31,11 +33,11 @@ async def alone(client: str, far: FarSide, count: int) -> float:
 
 
 async def ours(
-    rig: Rig, far: FarSide, name: str, turn: int, count: int, rate: float = 0.0
+    rig: Rig, far: FarSide, name: str, turn: int, count: int, rate: float = 0.0, **extra: str
 ) -> Round:
     """Have one of our workers send a job, everything on."""
     async with rig.system(far, rate=rate) as system:
-        await system.add_workers(GRAPH_CLIENT=CLIENTS[name])
+        await system.add_workers(GRAPH_CLIENT=CLIENTS[name], **extra)
         jobs = await system.submit([count])
         return Round(name, turn, await system.send(jobs, count))
 
@@ -66,6 +68,20 @@ async def paced(rig: Rig, asked: Asked) -> AsyncIterator[Round]:
                         concurrency=PACED_CONCURRENCY, rate=RATE,
                     )
                 )  # fmt: skip
+
+
+async def most(rig: Rig, asked: Asked) -> AsyncIterator[Round]:
+    """Measure how much one process sends at 100 ms, as many requests at once as it can use."""
+    async with rig.far_side(LATENCY_MS) as far:
+        for turn in range(asked.rounds):
+            yield await ours(
+                rig, far, THIN, turn, 2 * asked.messages,
+                BULK_CONCURRENCY=str(MOST_CONCURRENCY), WORKER_SLOTS=str(MOST_SLOTS),
+            )  # fmt: skip
+            yield await compete(
+                rig, BULLMQ_PEER, far, turn, 2 * asked.messages,
+                concurrency=MOST_CONCURRENCY * MOST_SLOTS,
+            )  # fmt: skip
 
 
 def at_rate(done: Round) -> Round:

@@ -18,6 +18,7 @@ KEYS = {
     "valkey_cpu_vs_bullmq",
     "commands_per_message",
     "core_at_1000_per_s",
+    "most_vs_bullmq",
     "accept_50000_s",
     "accept_vs_bullmq",
     "recovery_s",

@@ -81,6 +81,6 @@ def _node() -> Prepared:
         return Prepared((), why="not installed: no node on PATH")
     package = home / "node_modules" / "bullmq" / "package.json"
     if not package.exists():
-        _call("npm", "install", "--no-audit", "--no-fund", "--prefix", str(home), *NODE)
+        _call("npm", "install", "--no-audit", "--no-fund", *NODE, cwd=home)
     version = json.loads(package.read_text())["version"]
     return Prepared((node, str(HERE / "bullmq_peer.js")), version)
