@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import NamedTuple
 
 import pytest
 
@@ -28,13 +29,38 @@ def refusals(children: list[Child]) -> list[tuple[int, int, str]]:
     return [(e["code"], e["http_status"], e["action"]) for e in events]
 
 
+class Held(NamedTuple):
+    """What must hold beside a far side with a burst.
+
+    Attributes:
+        share: of what is allowed during the storm.
+        back: the share of the full rate that is back a minute after it.
+    """
+
+    burst: str
+    share: float
+    back: float
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "held",
+    [
+        Held("1s", 0.7, 0.95),
+        # The sandbox's default. 0.7 and 0.95 are NOT reached: 62 to 65 % were measured, and a
+        # minute after the storm two thirds of the rate. A limit that falls to half is found in
+        # seven cuts, as each takes its ceiling from the rate of that moment, a few messages above
+        # the limit; each costs a second of silence and the climb. After the last, the ceiling is
+        # felt for during 40 s before the rate may double.
+        Held("0.1s", 0.5, 0.6),
+    ],
+    ids=lambda held: held.burst,
+)
 async def test_a_storm_of_throttles_fails_nobody_and_the_rate_comes_back(
-    stack: Stack, eventually: Eventually
+    stack: Stack, eventually: Eventually, held: Held
 ) -> None:
     clock = Clock()
-    # With the default burst of 0.1 s each late start on a busy machine is a throttle of its own.
-    await stack.new_sandbox(eventually, "--rate", str(RATE), "--burst", "1s", "--no-fsync")
+    await stack.new_sandbox(eventually, "--rate", str(RATE), "--burst", held.burst, "--no-fsync")
     await stack.add_workers(2, eventually, LOG_FORMAT="json")
     job = await stack.submit(numbers(12_000, 393331000000), sender="snd_steady")
     await asyncio.sleep(CALM_S)
@@ -46,9 +72,9 @@ async def test_a_storm_of_throttles_fails_nobody_and_the_rate_comes_back(
     share = accepted(stack, begun_s, ended_s) / (RATE / 2 * (ended_s - begun_s))
 
     def back_at() -> float:
-        """Return when a whole window at 95 % of the full rate had come, after the storm's end."""
+        """Return when a whole window at the share of the full rate had come, after the storm."""
         times = [x.t_mono for x in stack.lines() if x.verdict == "accepted" and x.t_mono >= ended_s]
-        least = int(0.95 * RATE * WINDOW_S)
+        least = int(held.back * RATE * WINDOW_S)
         spans = zip(times, times[least:], strict=False)
         return next((b - ended_s for a, b in spans if b - a <= WINDOW_S), 0.0)
 
@@ -59,7 +85,7 @@ async def test_a_storm_of_throttles_fails_nobody_and_the_rate_comes_back(
     tally = (await stack.status(job)).tally
     assert (tally.failed, tally.unknown, tally.skipped) == (0, 0, 0)
     assert set(stack.accepted().values()) == {1}
-    assert share >= 0.7
+    assert share >= held.share
     assert back_s <= BACK_S
     await asyncio.gather(*(child.stop() for child in stack.workers))
     assert set(refusals(stack.workers)) == {(130429, 400, "slow")}

@@ -333,8 +333,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         lost_job, webhook, slow_rate,
     )
 }  # fmt: skip
-# Not for counting, nor for a fault at each effect: at eight a second two claims run side by side, and
-# which of them asks first hangs on milliseconds of the server's clock. Scripts have it from TIME and
-# nobody can set it: of 100 clean runs 77 had another order. At one a second there is one claim at a
-# time with half a second to spare, so that one is enumerated; this one is for the mutants.
+# Not for counting, nor for a fault at each effect: at eight a second two claims run side by side,
+# and which of them asks first hangs on milliseconds of the server's clock. Scripts have that from
+# TIME and nobody can set it: of 100 clean runs 77 had another order. At one a second there is one
+# claim at a time with half a second to spare: that is enumerated, and this is for the mutants.
 TIMED: Final[dict[str, Scenario]] = {"rate": rate}

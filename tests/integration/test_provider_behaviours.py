@@ -301,6 +301,26 @@ async def test_ten_of_a_hundred_come_to_what_their_row_says_and_ninety_are_sent(
     assert "provider_anomaly" in capsys.readouterr().out
 
 
+async def test_taken_and_never_heard_of_again_is_sent_and_not_delivered(
+    provider: Provider,
+) -> None:
+    # Row 12: no webhook ever comes. Nobody is asked for again, and nothing waits for one.
+    await provider.sender("main")
+    phones = provider.phones(1000)
+    provider.work(SHORT)
+    job = await provider.job(phones, "main")
+    status = await provider.over(job)
+    assert (status.tally.sent, status.tally.done) == (1000, 1000)
+    assert (status.delivered, status.read, status.undelivered) == (0, 0, 0)
+    assert {provider.asked(phone) for phone in phones} == {1}
+    row = await provider.archive.job(job, None)
+    assert row is not None
+    assert (row.state, row.delivered, row.read, row.undelivered) == ("completed", 0, 0, 0)
+    # Nothing is left to be asked for again.
+    assert {attempts_of(byte) for byte in await provider.queue.states(job)} == {1}
+    assert not (await provider.queue.stats(0, [])).ready
+
+
 async def test_a_resend_is_ordered_by_the_job_and_ends(provider: Provider) -> None:
     await provider.sender("main")
     once, always = provider.phones(10), provider.phones(10)
