@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Final, NamedTuple
@@ -44,17 +44,27 @@ def opaque_for(key: bytes, job: str) -> OpaqueMaker:
     return make
 
 
-def place_of(key: bytes, text: str) -> Place | None:
+def place_of(key: bytes, text: str, older: Sequence[bytes] = ()) -> Place | None:
     """Return what an opaque value names; None when we have not made it.
+
+    Args:
+        key: of those that are made now.
+        text: the value.
+        older: keys of those that were made before BULK_SECRET_KEY got another first one.
 
     >>> made = opaque_for(b"k" * 32, "job_01m86db0v300hd99fdtgj8yepfzx")(7, 1)
     >>> place_of(b"k" * 32, made)
     Place(job='job_01m86db0v300hd99fdtgj8yepfzx', position=7, attempt=1)
     >>> place_of(b"other", made)
+    >>> place_of(b"other", made, (b"k" * 32,)).position
+    7
     """
     found = _PLACE.match(text)
     if found is None:
         return None
     place = Place(found[1], int(found[2]), int(found[3]))
-    made = opaque_for(key, place.job)(place.position, place.attempt)
-    return place if compare_digest(made, text) else None
+    is_ours = False
+    for each in (key, *older):
+        made = opaque_for(each, place.job)(place.position, place.attempt)
+        is_ours |= compare_digest(made, text)
+    return place if is_ours else None

@@ -42,7 +42,7 @@ class Sealing:
             raise SettingsError(
                 "BULK_SECRET_KEY is needed, 32 bytes or more: `openssl rand -hex 32`"
             )
-        self._first = keys[0]
+        self._first, self._older = keys[0], keys[1:]
         made = [_derive(key, "sealing") for key in keys]
         self._first_id = _id_of(made[0])
         self._by_id = {_id_of(key): AESGCM(key) for key in reversed(made)}
@@ -72,6 +72,10 @@ class Sealing:
     def derive(self, purpose: str) -> bytes:
         """Return 32 bytes from the first key, for one purpose such as `opaque`."""
         return _derive(self._first, purpose)
+
+    def derive_older(self, purpose: str) -> tuple[bytes, ...]:
+        """Return what `derive` gave while each of the other keys was the first."""
+        return tuple(_derive(key, purpose) for key in self._older)
 
 
 def _derive(key: Secret, purpose: str) -> bytes:

@@ -138,6 +138,7 @@ async def run(
                 clock,
                 metrics,
                 opaque_key,
+                sealing.derive_older("opaque"),
             ),
             worker,
         )

@@ -53,6 +53,7 @@ class Tools(NamedTuple):
         clock: pauses.
         metrics: of this worker.
         opaque_key: of the value that goes with each message.
+        older_keys: of values that went before BULK_SECRET_KEY got another first one.
     """
 
     queue: Queue
@@ -64,6 +65,7 @@ class Tools(NamedTuple):
     clock: Clock
     metrics: WorkerMetrics
     opaque_key: bytes
+    older_keys: tuple[bytes, ...] = ()
 
 
 class Consumer:
@@ -148,13 +150,17 @@ class Consumer:
             self._tripped |= numbers
             raise
 
+    def _read(self, hook: Hook) -> Told:
+        tools = self._t
+        return read(hook.body, tools.opaque_key, _came_s(hook.entry), tools.older_keys)
+
     async def _work_off(self, hooks: list[Hook], stop: asyncio.Event) -> None:
         """Settle bodies, as often as it takes; at a stop they are left to another worker."""
         waiting = [hooks] if hooks else []
         while waiting:
             batch = waiting[0]
             try:
-                told = [read(hook.body, self._t.opaque_key, _came_s(hook.entry)) for hook in batch]
+                told = [self._read(hook) for hook in batch]
                 await self._apply(told)
                 await self._t.inbox.ack([hook.entry for hook in batch])
             except (ArchiveError, QueueError) as error:

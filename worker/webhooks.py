@@ -102,13 +102,16 @@ _status: Final = _decoder(_Status)
 _preference: Final = _decoder(_Preference)
 
 
-def read(body: bytes, opaque_key: bytes, came_s: int = 0) -> Told:
+def read(
+    body: bytes, opaque_key: bytes, came_s: int = 0, older_keys: tuple[bytes, ...] = ()
+) -> Told:
     """Return what a body says; one part that cannot be read spoils none of the others.
 
     Args:
         body: as Meta sent it.
         opaque_key: that our messages' opaque values were made with.
         came_s: when it came, epoch; for notices that do not say when they were told.
+        older_keys: that they were made with before; a message may be told of for weeks.
 
     >>> read(b"{}", b"k").odd
     Counter({'unreadable': 1})
@@ -130,7 +133,7 @@ def read(body: bytes, opaque_key: bytes, came_s: int = 0) -> Told:
                 continue
             value = _part(_value, change.value, told)
             if value is not None:
-                _take(value, opaque_key, told)
+                _take(value, opaque_key, older_keys, told)
     return told
 
 
@@ -147,7 +150,7 @@ def _notice(entry: _Entry, change: _Change, came_s: int, told: Told) -> None:
     told.notices.append(notice)
 
 
-def _take(value: _Value, opaque_key: bytes, told: Told) -> None:
+def _take(value: _Value, opaque_key: bytes, older_keys: tuple[bytes, ...], told: Told) -> None:
     number = value.metadata.phone_number_id
     for status in _parts(_status, value.statuses, told):
         at_ms, rung = _ms(status.timestamp), RUNGS.get(status.status)
@@ -155,7 +158,9 @@ def _take(value: _Value, opaque_key: bytes, told: Told) -> None:
             told.odd["unreadable"] += 1
             continue
         opaque = status.biz_opaque_callback_data
-        place = place_of(opaque_key, opaque) if isinstance(opaque, str) else None
+        place = None
+        if isinstance(opaque, str):
+            place = place_of(opaque_key, opaque, older_keys)
         code, text = _failure(status.errors) if status.status == "failed" else (None, None)
         job, position, attempt = place or ("", 0, 0)
         told.statuses.append(

@@ -6,12 +6,15 @@ import json
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.models import Status
 from shared.opaque import opaque_for
+from shared.sealing import Sealing
+from shared.settings import Secret
 from worker.retry import decide_late
 from worker.webhooks import RUNGS, Wish, read
 
@@ -38,6 +41,18 @@ def body(*statuses: Any, field: str = "messages", **more: Any) -> bytes:
 def test_a_status_names_its_recipient_by_the_opaque_value() -> None:
     told = read(body(GOOD), KEY)
     assert (told.statuses, told.wishes, told.odd) == ([READ], [], Counter())
+
+
+def test_a_message_sent_before_another_key_came_first_is_still_known() -> None:
+    old, new = Secret("o" * 32), Secret("n" * 32)
+    before, after = Sealing((old,)), Sealing((new, old))
+    value = opaque_for(before.derive("opaque"), JOB)(17, 2)
+    hook = body({**GOOD, "biz_opaque_callback_data": value})
+    key, older = after.derive("opaque"), after.derive_older("opaque")
+    assert read(hook, key, older_keys=older).statuses == [READ]
+    assert read(hook, key).statuses == [
+        msgspec.structs.replace(READ, job="", position=0, attempt=0)
+    ]
 
 
 def test_an_opaque_value_of_somebody_else_names_nobody() -> None:
