@@ -143,6 +143,11 @@ def keep(name: str, part: Part, out: Path) -> None:
     results.parts = {each: results.parts[each] for each in PARTS if each in results.parts}
     results.date, results.machine = part.date, machine.description()
     results.versions = versions()
+    save(results, out)
+
+
+def save(results: Results, out: Path) -> None:
+    """Write what was measured, and what it comes to by now."""
     results.ratios = ratios(results.parts)
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
@@ -172,6 +177,7 @@ def main() -> int:
     if not words.render:
         asyncio.run(run(names, asked, words.out))
     results = read(words.out)
+    save(results, words.out)
     render(results, words.out)
     broken = faults(results)
     for sentence in broken:
