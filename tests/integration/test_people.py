@@ -131,6 +131,26 @@ async def test_an_admin_adds_changes_and_locks_out(api: Api, eventually: Eventua
     await problem(await api.ask("root", "PATCH", absent, json={}), 404, "not_found")
 
 
+async def test_row_53_whose_role_was_taken_is_no_admin_within_a_second(
+    api: Api, eventually: Eventually
+) -> None:
+    path = f"/api/users/{api.ben}"
+    await api.ask("root", "PATCH", path, json={"role": "admin"})
+    session = await session_of(api, "ben")
+    made = await key_of(api, session, scopes=["read", "admin"])
+    bearer = {"Authorization": f"Bearer {made['key']}"}
+    for headers in (session, bearer):
+        assert (await api.client.get("/api/bulk/stats", headers=headers)).status == 200
+    await api.ask("root", "PATCH", path, json={"role": "user"})
+
+    async def is_told(headers: dict[str, str]) -> bool:
+        return (await api.client.get("/api/bulk/stats", headers=headers)).status == 403
+
+    for headers in (session, bearer):
+        await eventually(lambda headers=headers: is_told(headers), within_s=2)
+        assert (await api.client.get("/api/bulk/jobs", headers=headers)).status == 200
+
+
 async def test_the_last_admin_stays(api: Api) -> None:
     path = f"/api/users/{api.root}"
     for change in ({"disabled": True}, {"role": "user"}):
