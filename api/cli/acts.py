@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from shared import connect, settings
 from shared.archive import Archive
-from shared.errors import DrumbeatError
+from shared.errors import DrumbeatError, SettingsError
 from shared.ids import Ids
 from shared.office import Office
 
@@ -60,6 +61,20 @@ async def audited(
         await archive.audit(ACTOR, action, object_id, "failed", reason=", ".join(said))
         raise
     await archive.audit(ACTOR, action, object_id, "ok", reason=", ".join(said))
+
+
+def text_of(file: Path) -> str:
+    """Return what a file holds, as text.
+
+    Raises:
+        SettingsError: it cannot be read, or is not UTF-8; what it holds is not repeated.
+    """
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{file} cannot be read as UTF-8 text ({type(error).__name__})"
+        ) from None
 
 
 def print_line(text: str) -> None:

@@ -14,7 +14,16 @@ import cyclopts
 import msgspec
 
 from api import passwords
-from api.cli.acts import ACTOR, ids, print_line, show, with_archive, with_office, with_stores
+from api.cli.acts import (
+    ACTOR,
+    ids,
+    print_line,
+    show,
+    text_of,
+    with_archive,
+    with_office,
+    with_stores,
+)
 from api.keyring import cut_key, shown_id
 from api.logins import email_of
 from api.papers import NewKey, NewSender, NewUser, SenderPatch
@@ -432,7 +441,7 @@ def _password(*, stdin: bool, file: Path | None) -> str:
 def _secret(what: str, *, stdin: bool, file: Path | None) -> str:
     """Read a secret from where nobody looks: never from the command line."""
     if file is not None:
-        text = file.read_text("utf-8")
+        text = text_of(file)
     elif stdin:
         text = sys.stdin.read()
     else:

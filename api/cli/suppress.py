@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 import cyclopts
 
 from api import wire
-from api.cli.acts import ACTOR, ids, print_line, show, with_office
+from api.cli.acts import ACTOR, ids, print_line, show, text_of, with_office
 from shared.errors import InvalidError, NotFoundError
 from shared.ids import is_object_id
 from shared.office import Act, ListedSuppression, Office
@@ -116,7 +116,7 @@ def import_file(
         skip_invalid: leave bad lines out instead of refusing the file.
     """
     _check(reason, region)
-    text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+    text = sys.stdin.read() if file == "-" else text_of(Path(file))
     read = read_numbers(text.splitlines(), region)
     for number, why in read.wrong[:_SHOWN_MAX]:
         sys.stderr.write(f"line {number}: {why}\n")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+import sys
 from hashlib import sha256
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -16,6 +20,7 @@ from shared.ids import Ids
 from shared.office import Act, AuditFilter, Office
 from shared.sealing import Sealing
 from shared.settings import Settings
+from tests.conftest import ROOT
 from tests.integration.command import Run, refused
 
 NUMBER = ("--phone-number-id", "1001", "--stdin")
@@ -171,6 +176,27 @@ async def test_a_sender_is_refused_by_the_field_and_without_the_value(
     assert named in why
     assert "EAAG" not in why
     assert await archive.senders() == []
+
+
+async def test_a_file_that_is_none_is_wrong_usage_and_no_fault_of_ours(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd"
+    odd.write_bytes(b"\xff\xfesecret")
+    env = {**environ, "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    for words in (
+        ("user", "add", "a@example.com", "--file"), ("suppress", "import"),
+        ("sender", "add", "main", "--phone-number-id", "1", "--file"),
+    ):  # fmt: skip
+        for file in (tmp_path / "absent", odd):
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "api.cli", *words, str(file), env=env,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            _, said = await child.communicate()
+            assert child.returncode == 2, said
+            assert str(file) in said.decode()
+            assert b"secret" not in said
 
 
 async def test_a_new_sender_goes_to_the_emptiest_shard(archive: Archive) -> None:
