@@ -8,14 +8,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Final
 
-import msgspec
 from prometheus_client import CollectorRegistry
 
 from shared import logs, management
-from shared.archive import Archive, SenderRow
+from shared.archive import Archive
 from shared.clock import Clock
 from shared.connect import open_postgres
-from shared.errors import DrumbeatError, QueueError
+from shared.errors import QueueError
 from shared.ids import Ids
 from shared.inbox import Inbox
 from shared.leftovers import Leftovers
@@ -25,8 +24,9 @@ from shared.notices import Notices
 from shared.queue import Queue
 from shared.receipts import Receipts
 from shared.sealing import Sealing
-from shared.settings import Settings, load
+from shared.settings import Settings
 from shared.templates import Templates
+from worker.default_sender import Renewal, ensure_default
 from worker.executor import Graph, Jobs, Tools
 from worker.graph import GraphClient
 from worker.graph_lists import ListReader
@@ -48,7 +48,6 @@ from worker.tick import Pulse
 
 _OFF_TTL_MS: Final = 10_000
 _OFF_EVERY_S: Final = 3.0
-_RENEW_EVERY_S: Final = 0.5
 _GARBAGE: Final = 10_000  # new objects before one looks for rings among them; 700 by default
 _log = logs.get("worker")
 
@@ -76,19 +75,7 @@ async def run(
     worker = ids.worker_name()
     sealing = Sealing(settings.bulk_secret_key)
     async with AsyncExitStack() as stack:
-        queue = await Queue.open(
-            settings,
-            lambda name, took_s: metrics.redis_command_duration_seconds.labels(name).observe(
-                took_s
-            ),
-        )
-        stack.push_async_callback(queue.close)
-        inbox = Inbox.open(settings, clock)
-        stack.push_async_callback(inbox.close)
-        await queue.require_durable()
-        pool = await open_postgres(settings)
-        stack.push_async_callback(pool.close)
-        await require_current(settings, pool)
+        queue, inbox, pool = await _stores(stack, settings, clock, metrics)
         archive = Archive(pool)
         await ensure_default(archive, settings, sealing, ids)
         senders = Senders(archive, queue, settings, sealing, clock)
@@ -145,12 +132,30 @@ async def run(
         janitor = Janitor(Leftovers(pool), settings.idempotency_ttl_s)
         renewal = Renewal(again or asyncio.Event(), archive, sealing, ids, clock)
         sides = [writer.run, publisher.run, senders.run, suppressions.run, consumer.run, lists.run,
-                 renewal.run]  # fmt: skip
-        sides.append(janitor.run)
+                 renewal.run, janitor.run]  # fmt: skip
         # What is here by now stays: looked at again and again it was 8 % of what a message costs.
         gc.freeze()
         gc.set_threshold(_GARBAGE)
         await _together(stop, tools, slots, pulse, archive, sides)
+
+
+async def _stores(
+    stack: AsyncExitStack, settings: Settings, clock: Clock, metrics: WorkerMetrics
+) -> tuple[Queue, Inbox, Any]:
+    """Open Redis and PostgreSQL; refuse those that would lose what they are told."""
+
+    def observe(name: str, took_s: float) -> None:
+        metrics.redis_command_duration_seconds.labels(name).observe(took_s)
+
+    queue = await Queue.open(settings, observe)
+    stack.push_async_callback(queue.close)
+    inbox = Inbox.open(settings, clock)
+    stack.push_async_callback(inbox.close)
+    await queue.require_durable()
+    pool = await open_postgres(settings)
+    stack.push_async_callback(pool.close)
+    await require_current(settings, pool)
+    return queue, inbox, pool
 
 
 def _graph(settings: Settings, pulse: Pulse) -> AbstractAsyncContextManager[Graph]:
@@ -247,65 +252,3 @@ async def _stay_off(tools: Tools, stop: asyncio.Event) -> None:
         await tools.clock.sleep(_OFF_EVERY_S)
     for shard in range(tools.queue.shards):
         await tools.queue.switch(shard, name, 0)
-
-
-async def ensure_default(archive: Archive, settings: Settings, sealing: Sealing, ids: Ids) -> None:
-    """Make or update the sender `default` from WHATSAPP_*, when both are set."""
-    number, token = settings.whatsapp_phone_number_id, settings.whatsapp_access_token
-    if not number or token is None:
-        return
-    waba = settings.whatsapp_business_account_id
-    have = await archive.sender_by_name_or_id("default")
-    if have is not None:
-        try:
-            same = sealing.open(have.token_sealed) == token.reveal()
-        except Exception:  # noqa: BLE001 - whatever is wrong with the old token, it is replaced
-            same = False
-        if same and have.phone_number_id == number and have.waba_id == waba:
-            return
-    row = have or SenderRow(ids.object_id("snd"), "default", number, b"")
-    await archive.add_sender(
-        msgspec.structs.replace(
-            row,
-            phone_number_id=number,
-            # Another number may not go by the name of the old one.
-            number=row.number if row.phone_number_id == number else "",
-            token_sealed=sealing.seal(token.reveal()),
-            waba_id=waba,
-            is_default=True,
-        )
-    )
-
-
-class Renewal:
-    """Reads the sender `default`'s token again when told to, so that a new one needs no restart.
-
-    Args:
-        again: told by.
-        archive: where senders are kept.
-        sealing: seals the token.
-        ids: of a new sender.
-        clock: between two looks.
-    """
-
-    def __init__(
-        self, again: asyncio.Event, archive: Archive, sealing: Sealing, ids: Ids, clock: Clock
-    ) -> None:
-        """Look at nothing yet."""
-        self._again = again
-        self._archive = archive
-        self._sealing = sealing
-        self._ids = ids
-        self._clock = clock
-
-    async def run(self, stop: asyncio.Event) -> None:
-        """Look until `stop`; what cannot be read changes nothing."""
-        while not stop.is_set():
-            if self._again.is_set():
-                self._again.clear()
-                try:
-                    await ensure_default(self._archive, load(), self._sealing, self._ids)
-                    _log.info("settings.read_again")
-                except DrumbeatError as error:
-                    _log.error("settings.not_read_again", error=str(error))
-            await self._clock.sleep(_RENEW_EVERY_S)

@@ -16,7 +16,7 @@ from shared.sealing import Sealing
 from shared.settings import Secret, Settings
 from tests.conftest import Processes, replaced
 from tests.integration.desk import TEXT, Api, problem
-from worker.app import ensure_default
+from worker.default_sender import ensure_default
 from worker.senders import Senders
 
 TOKEN = "EAAG-canary-token-1234"  # noqa: S105 - of a test
