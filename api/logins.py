@@ -66,11 +66,11 @@ async def require_password(
     return user
 
 
-def _me(asker: Principal) -> web.Response:
+def _me(asker: Principal, email: str) -> web.Response:
     return answer(
         wire.Me(
             asker.user_id,
-            asker.email,
+            email,
             asker.role,
             list(asker.scopes),
             wire.time_text(asker.expires_ms),
@@ -104,7 +104,7 @@ async def log_in(request: web.Request) -> web.Response:
     asker = in_session(user, session)
     await note(request, made, asker, "login", user.id, "ok")
     made.metrics.logins_total.labels("ok").inc()
-    response = _me(asker)
+    response = _me(asker, asker.email)
     response.set_cookie(
         cookie_name(settings.public_url),
         token,
@@ -120,7 +120,10 @@ async def log_in(request: web.Request) -> web.Response:
 async def me(request: web.Request) -> web.Response:
     """GET /api/session: who am I?"""
     query_of(request)
-    return _me(principal(request))
+    asker = principal(request)
+    # A key knows its user by his id alone.
+    user = None if asker.email else await resources(request).archive.user(asker.user_id)
+    return _me(asker, asker.email if user is None else user.email)
 
 
 async def log_out(request: web.Request) -> web.Response:

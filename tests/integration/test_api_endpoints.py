@@ -133,6 +133,31 @@ async def test_the_eleventh_submission_of_an_hour_waits(settings: Settings) -> N
         await api.made.queue.visitors.flushall()
 
 
+async def test_a_repeat_in_another_users_name_needs_no_place_in_the_quota(
+    settings: Settings,
+) -> None:
+    async with AsyncExitStack() as stack:
+        api = await opened(msgspec.structs.replace(settings, bulk_submits_per_hour_ip=1), stack)
+        key = {"Idempotency-Key": "k1"}
+        first = await api.send("root", userId=api.ann, headers=key)
+        assert (first.status, (await first.json())["userId"]) == (202, api.ann)
+        await problem(await api.send("root", userId=api.ann), 429, "rate_limited")
+        replay = await api.send("root", userId=api.ann.upper(), headers=key)
+        await problem(replay, 422, "idempotency_mismatch")
+        replay = await api.send("root", userId=api.ann, headers=key)
+        assert (replay.status, await replay.json()) == (202, await first.json())
+        # Who may not send in her name is not told what was answered there.
+        await problem(await api.send("ben", userId=api.ann, headers=key), 429, "rate_limited")
+        await api.made.queue.visitors.flushall()
+
+
+async def test_a_key_says_whose_it_is(api: Api) -> None:
+    me = await (await api.ask("ann", "GET", "/api/session")).json()
+    assert (me["userId"], me["email"], me["scopes"]) == (
+        api.ann, "ann@example.com", ["read", "send"],
+    )  # fmt: skip
+
+
 async def test_a_key_gives_the_same_answer_and_refuses_another_body(api: Api) -> None:
     key = {"Idempotency-Key": '"a key"'}
     both = await asyncio.gather(*(api.send(headers=key) for _ in range(4)))
