@@ -14,6 +14,7 @@ from api.papers import AuditEntry, AuditList
 from api.resources import resources
 from api.router import Route, query_of
 from api.times import moment_of
+from api.views import reason_told
 from api.wire import refuse
 from shared.office import AuditFilter, AuditRow
 
@@ -28,7 +29,7 @@ def _shown(row: AuditRow) -> AuditEntry:
         object=row.object,
         address=row.address or None,
         result=row.result,
-        reason=row.reason or None,
+        reason=reason_told(row),
         request_id=row.request_id or None,
     )
 

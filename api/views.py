@@ -116,7 +116,7 @@ def timeline_of(job: wire.Job, row: JobRow, acts: list[AuditRow]) -> list[wire.T
         found.append(wire.TimelineRow(job.finished_at, job.state, by, reason))
     found += [
         wire.TimelineRow(
-            wire.time_text(act.at_ms) or "", ACTS[act.action], act.actor, _reason_of(act)
+            wire.time_text(act.at_ms) or "", ACTS[act.action], act.actor, reason_told(act)
         )
         for act in acts
     ]
@@ -126,9 +126,10 @@ def timeline_of(job: wire.Job, row: JobRow, acts: list[AuditRow]) -> list[wire.T
     return sorted(found, key=lambda each: each.at, reverse=True)[:TIMELINE_MAX]
 
 
-def _reason_of(act: AuditRow) -> str | None:
-    if act.actor != "system":
-        return act.reason or None
-    if act.action == "job.pause":
+def reason_told(act: AuditRow) -> str | None:
+    """Return why something was done, of what stopped a job by itself in words."""
+    if (act.actor, act.action) == ("system", "job.pause"):
         return pause_of(act.actor, act.reason).detail
-    return act.reason.replace("_", " ") or None
+    if (act.actor, act.action) == ("system", "job.resume"):
+        return act.reason.replace("_", " ")
+    return act.reason or None

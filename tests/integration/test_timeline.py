@@ -57,6 +57,10 @@ async def test_what_stops_a_job_by_itself_stands_there_too_and_once(api: Api) ->
         ("resumed", "system", "template approved"),
         ("paused", "system", pause_of("system", "template_paused:132015").detail),
     ]
+    log = await api.ask("root", "GET", f"/api/audit?object={job}&action=job.pause")
+    (line,) = (await log.json())["data"]
+    assert (line["actor"], line["result"], line["address"]) == ("system", "ok", None)
+    assert line["reason"] == pause_of("system", "template_paused:132015").detail
     # A job that goes on to its end was neither paused nor let go on by it.
     await api.made.archive.record([turn("paused", 6, "system", "breaker:1")])
     await api.made.archive.record([turn("completed", 7, "system", "breaker:1")])
