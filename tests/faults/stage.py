@@ -357,6 +357,7 @@ class Stage:
     def __init__(self, settings: Settings, world: World) -> None:
         self.settings = settings
         self.world = world
+        world.on_long = self._free
         self.asker = auth.Principal(
             user_id=OWNER, email="a@example.com", role="user", scopes=("send", "read")
         )
@@ -454,6 +455,7 @@ class Stage:
         _DRAFT._STEP_CHUNKS = _STEPS
         self.workers: list[Worker] = []
         self.zombies: list[Life] = []
+        self.freed: list[Life] = []
         self.lives: list[Life] = []
         self.accepted: list[Accepted] = []
         self.worker_clock.off_ms = 0
@@ -677,6 +679,10 @@ class Stage:
         """Note which processes that are not stepped stand still."""
         self.zombies += [life for life in self.audience.frozen() if life not in self.zombies]
 
+    def _free(self) -> None:
+        """Let go on whoever stands still: a step under way may wait for what it holds."""
+        self.freed += [life for life in list(self.zombies) if self._let_go(life)]
+
     def _let_go(self, life: Life) -> bool:
         self.zombies.remove(life)
         if life.thawed is None or life.is_dead:
@@ -723,6 +729,8 @@ class Stage:
                     break
                 answers = self.provider.requests
             await self.turn()
+            while self.freed:
+                await self._finish(self.freed.pop())
             if count and count % PATIENCE == 0:  # whoever stands still may hold what all wait for
                 for life in await self._wake(is_late=True):
                     await self._finish(life)

@@ -85,6 +85,7 @@ KINDS: Final[dict[str, tuple[Kind, ...]]] = {
 }
 AFTER: Final = frozenset({"die_after", "err_after", "cancel_after", "stall_after", "frozen_after"})
 EFFECTS_MAX: Final = 4_000  # of one run; a run of ten recipients has about sixty
+LONG: Final = 1_000  # effects until somebody may be waiting for whoever stands still
 JUMPS_MAX: Final = 4_000  # of the clock without an effect between them
 SPINS_MAX: Final = 50_000  # turns of the loop without a wait
 TICK_S: Final = 1e-6
@@ -307,6 +308,7 @@ class World:
         self.fired: list[str] = []
         self.asides: set[asyncio.Task[Any]] = set()
         self.is_open = False
+        self.on_long: Callable[[], None] = _nothing
         self.awaits = self.awaits_max = 0
         self.lives: list[Life] = []
         # Of processes that were frozen: I14.
@@ -349,6 +351,8 @@ class World:
         await self._turn(life)
         self.trace.append(Effect(life.name, door, name))
         k = len(self.trace)
+        if k % LONG == 0:
+            self.on_long()
         if k > self.effects_max:
             self.loop.give_up()
         kind = self._planned(k, door)
