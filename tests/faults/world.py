@@ -162,6 +162,9 @@ class Loop(asyncio.SelectorEventLoop):
         self.main: asyncio.Task[Any] | None = None
         self.on_suspend: Callable[[], None] | None = None
         super().__init__(selector)
+        # A timer is due that is nearer than this. The billionth of a second that it is by itself is
+        # lost in the sum once the clock shows 194 days, and then no timer is ever due.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         return self.now_s
