@@ -71,7 +71,7 @@ contracts: ## who may import whom
 shape: ## the ten longest functions
 	@$(PYTHON) deploy/shape.py api worker shared
 
-check: ## what CI runs: test, lint, types, contracts, a short demo
+check: ## what CI runs: test, lint, types, contracts, a short demo, some of the faults
 	@.ci/run
 
 bench: ## the README's numbers, beside the peers'; ARGS="--quick" or "--only worker,accept"
