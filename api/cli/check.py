@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import re
 import resource
 import sys
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import cyclopts
 import msgspec
 
+from api.cli.ask import ask, connection_to
 from shared import connect, migrate, settings
 from shared.archive import Archive, SenderRow
 from shared.clock import Clock
@@ -31,7 +30,6 @@ SKEW_S: Final = 2.0
 REDIS_MIN: Final = (7, 0)
 POSTGRES_MIN: Final = (14, 0)
 _GRAPH_S: Final = 10.0
-_GRAPH_MAX: Final = 65_536
 _GOOD: Final = 200
 _TOKEN: Final = 401
 _TOKEN_CODES: Final = frozenset({0, 10, 190})
@@ -295,21 +293,12 @@ async def _senders(given: Settings, rows: Iterable[SenderRow]) -> list[Finding]:
 
 def look(given: Settings, path: str, token: str) -> tuple[int, int | None]:
     """Return Graph's status and code; 0 when nothing came. Redirects are not followed."""
-    where = urlsplit(given.graph_base_url)
-    kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
-    connection = kind(where.hostname or "", where.port, timeout=_GRAPH_S)
-    body: Any = None
+    path = urlsplit(given.graph_base_url).path + path
     try:
-        headers = {"Authorization": f"Bearer {token}"}
-        connection.request("GET", where.path + path, headers=headers)
-        answer = connection.getresponse()
-        status, raw = answer.status, answer.read(_GRAPH_MAX)
+        connection = connection_to(given.graph_base_url, _GRAPH_S)
+        status, body = ask(connection, path, {"Authorization": f"Bearer {token}"})
     except (OSError, http.client.HTTPException):
         return 0, None
-    finally:
-        connection.close()
-    with suppress(ValueError):
-        body = json.loads(raw)
     error = body.get("error") if isinstance(body, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     return status, code if isinstance(code, int) else None

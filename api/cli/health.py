@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import http.client
-import json
 import sys
-from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import cyclopts
 
+from api.cli.ask import ask
 from shared import settings
 from shared.errors import SettingsError
 
 # A container's runtime gives a check 5 s; ours says why before that.
 _ASK_S: Final = 4.0
-_ANSWER_MAX: Final = 65_536
 _GOOD: Final = 200
 _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 Port = Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=1, lte=65_535))]
@@ -79,19 +77,10 @@ def problem_of(path: str, port: int, status: int, body: Any) -> str:  # noqa: AN
 
 
 def _ask(host: str, port: int, path: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(host, port, timeout=_ASK_S)
-    body: Any = None
     try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        status, raw = answer.status, answer.read(_ANSWER_MAX)
+        return ask(http.client.HTTPConnection(host, port, timeout=_ASK_S), path)
     except (OSError, http.client.HTTPException):
         return 0, None
-    finally:
-        connection.close()
-    with suppress(ValueError):
-        body = json.loads(raw)
-    return status, body
 
 
 def _said(problem: str) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
 
 import cyclopts
 
 from api.cli.acts import print_line
+from api.cli.ask import ask, connection_to
 from shared import settings
 from shared.errors import InvalidError, RequestError
 from shared.ids import is_job_id
@@ -18,7 +18,6 @@ from shared.settings import Settings
 WORDS: Final = ("sent", "delivered", "read", "failed", "stop", "resume")
 UNDELIVERABLE: Final = 131026
 _ASK_S: Final = 60.0  # a large ledger is read through
-_ANSWER_MAX: Final = 65_536
 _GOOD: Final = 200
 Place = Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=0))]
 Code = Annotated[
@@ -112,25 +111,15 @@ def refusal_of(status: int, body: Any) -> str:  # noqa: ANN401 - any JSON
 
 
 def _ask(given: Settings, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    where = urlsplit(given.graph_base_url)
-    kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
-    connection = kind(where.hostname or "", where.port, timeout=_ASK_S)
-    headers = {"Content-Type": "application/json"}
+    headers = {}
     if given.sandbox_admin_token is not None:
         headers["Authorization"] = f"Bearer {given.sandbox_admin_token.reveal()}"
     try:
-        connection.request("POST", f"/_sandbox/{path}", json.dumps(body), headers)
-        answer = connection.getresponse()
-        status, raw = answer.status, answer.read(_ANSWER_MAX)
+        connection = connection_to(given.graph_base_url, _ASK_S)
+        status, said = ask(connection, f"/_sandbox/{path}", headers, body)
     except (OSError, http.client.HTTPException) as error:
         text = f"GRAPH_BASE_URL: no sandbox answers at {given.graph_base_url}"
         raise ConnectionError(f"{text} ({type(error).__name__})") from error
-    finally:
-        connection.close()
-    try:
-        said = json.loads(raw)
-    except ValueError:
-        said = None
     refusal = refusal_of(status, said)
     if refusal:
         raise RequestError("forbidden", refusal)
