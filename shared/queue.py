@@ -75,6 +75,10 @@ _USED: Final = (
     "XREADGROUP GROUP a b STREAMS KEY >", "XAUTOCLAIM KEY a b 0 0", "EVAL return 1 KEY",
     "EVALSHA 0000000000000000000000000000000000000000 1 KEY", "TIME", "INFO", "DEL KEY",
 )  # fmt: skip
+# What a worker must know of a job to send it (`Queue.message`).
+_OF_MESSAGE: Final = (
+    "sender", "message", "on_unknown", "chunk_size", "created_ms", "scheduled_ms", "category",
+)  # fmt: skip
 _T = TypeVar("_T")
 _Call = tuple[str, list[Argument]]
 Observe = Callable[[str, float], None]
@@ -326,13 +330,11 @@ class Queue:
 
     async def _read_messages(self, shard: int, job_ids: Sequence[str]) -> list[Any]:
         client = self._commands[shard]
-        names = ["sender", "message", "on_unknown", "chunk_size", "created_ms", "scheduled_ms"]
-        names.append("category")
 
         async def act() -> list[Any]:
             pipe = client.pipeline(transaction=False)
             for job_id in job_ids:
-                pipe.hmget(keys.job(job_id), names)
+                pipe.hmget(keys.job(job_id), _OF_MESSAGE)
             return list(await pipe.execute())
 
         return list(await self._try(act))
