@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,29 @@ def eventually() -> Callable[..., Awaitable[Any]]:
     return _eventually
 
 
+@contextmanager
+def open_folder(prefix: str) -> Iterator[Path]:
+    """Make a folder that a PostgreSQL run as nobody may enter, as it may none of tmp_path's."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def configured(url: str, name: str, value: str) -> AsyncIterator[None]:
+    """Let a Redis have another configuration, and what it had before afterwards."""
+    async with redis.asyncio.Redis.from_url(url, decode_responses=True) as client:
+        before = (await client.config_get(name))[name]
+        await client.config_set(name, value)
+        try:
+            yield
+        finally:
+            await client.config_set(name, before)
+
+
 class Servers:
     """One Valkey and one PostgreSQL, each started when first asked for."""
 
@@ -95,15 +119,12 @@ class Servers:
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """One pair a pytest process, so that xdist's processes do not empty each other's."""
-    # Not tmp_path_factory: its parents are closed, and PostgreSQL may have to run as nobody.
-    folder = Path(tempfile.mkdtemp(prefix="drumbeat-tests-"))
-    folder.chmod(0o711)
-    pair = Servers(folder)
-    try:
-        yield pair
-    finally:
-        pair.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with open_folder("drumbeat-tests-") as folder:
+        pair = Servers(folder)
+        try:
+            yield pair
+        finally:
+            pair.stop()
 
 
 @pytest.fixture(scope="session")

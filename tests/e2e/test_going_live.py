@@ -12,7 +12,6 @@ import asyncio
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import yaml
 from api.cli.main import app
 from shared.migrate import steps
 from shared.settings import VARIABLES, load
-from tests.conftest import ROOT
+from tests.conftest import ROOT, open_folder
 
 Eventually = Callable[..., Awaitable[Any]]
 PAGE = ROOT / "docs/going-live.md"
@@ -254,15 +253,10 @@ class Shell:
 
 @pytest.fixture
 async def shell() -> AsyncIterator[Shell]:
-    # Not tmp_path: its parents are closed, and an embedded PostgreSQL may have to run as nobody.
-    folder = Path(tempfile.mkdtemp(prefix="drumbeat-live-"))
-    folder.chmod(0o711)
-    made = Shell(folder)
-    try:
+    with open_folder("drumbeat-live-") as folder:
+        made = Shell(folder)
         yield made
         await made.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow

@@ -47,8 +47,8 @@ class Held(NamedTuple):
     "held",
     [
         Held("1s", 0.7, 0.95),
-        # The sandbox's default. 0.7 and 0.95 are NOT reached: 62 to 65 % were measured, and a
-        # minute after the storm two thirds of the rate. A limit that falls to half is found in
+        # The sandbox's default. 0.7 and 0.95 are NOT reached: 62 to 65 % were measured, and 60 %
+        # of the rate within the minute after the storm. A limit that falls to half is found in
         # seven cuts, as each takes its ceiling from the rate of that moment, a few messages above
         # the limit; each costs a second of silence and the climb. After the last, the ceiling is
         # felt for during 40 s before the rate may double.

@@ -386,6 +386,7 @@ class Stage:
         # Outside any process's life it is a plain client.
         self.redis = self.client
         stack.push_async_callback(pool.aclose)
+        self._limit = (await self.redis.config_get("maxmemory"))["maxmemory"]
         made = await asyncpg.create_pool(
             str(self.settings.database_url),
             min_size=0,  # a floor is restored beside the effects, and on a clock that then jumps
@@ -618,8 +619,8 @@ class Stage:
         await self.pool.execute("UPDATE senders SET rate = $1, version = version + 1", rate)
 
     async def fill(self, *, is_full: bool) -> None:
-        """Let Redis have no memory left, or as much as it likes."""
-        await self.redis.config_set("maxmemory", "1" if is_full else "0")
+        """Let Redis have no memory left, or as much as it had."""
+        await self.redis.config_set("maxmemory", "1" if is_full else self._limit)
 
     async def wipe(self) -> None:
         """Empty Redis; what was released and is not logged may have been sent."""

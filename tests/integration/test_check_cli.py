@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
 
 import asyncpg
 import msgspec
 import pytest
-import redis.asyncio
 
 from api.cli import check as looked
 from api.cli.main import app
 from shared.archive import Archive, SenderRow
-from shared.embedded.children import is_open
 from shared.errors import RequestError
 from shared.ids import Ids
 from shared.migrate import steps
 from shared.sealing import Sealing
 from shared.settings import Settings
-from tests.conftest import Processes
+from tests.conftest import configured
 from tests.integration.desk import Api
 
-Eventually = Callable[..., Awaitable[Any]]
 TOKEN = "a-canary"  # noqa: S105 - of a test
 
 
@@ -32,14 +28,11 @@ async def test_check_finds_what_is_wrong_and_says_what_to_do(
     environ: dict[str, str],
     settings: Settings,
     archive: Archive,
-    processes: Processes,
+    graph: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    eventually: Eventually,
 ) -> None:
-    _, origin, _ = processes.sandbox()
-    await eventually(lambda: is_open(int(origin.rsplit(":", 1)[1])), within_s=20)
-    for name, value in {**environ, "GRAPH_BASE_URL": origin}.items():
+    for name, value in {**environ, "GRAPH_BASE_URL": graph}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(looked, "_file_limit", lambda: 65_536)
 
@@ -94,17 +87,6 @@ class Seeds:
         self._redis, self._database = str(settings.redis_url), str(settings.database_url)
         self._settings, self._archive = settings, archive
         self._monkeypatch = monkeypatch
-
-    @asynccontextmanager
-    async def config(self, name: str, value: str) -> AsyncIterator[None]:
-        client: Any = redis.asyncio.Redis.from_url(self._redis, decode_responses=True)
-        before = (await client.config_get(name))[name]
-        await client.config_set(name, value)
-        try:
-            yield
-        finally:
-            await client.config_set(name, before)
-            await client.aclose()
 
     @asynccontextmanager
     async def variable(self, name: str, value: str) -> AsyncIterator[None]:
@@ -185,19 +167,16 @@ async def test_check_finds_each_of_eight_seeded_faults_alone(
     environ: dict[str, str],
     settings: Settings,
     archive: Archive,
-    processes: Processes,
+    graph: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    eventually: Eventually,
 ) -> None:
-    _, graph, _ = processes.sandbox()
-    await eventually(lambda: is_open(int(graph.rsplit(":", 1)[1])), within_s=20)
     live = {"GRAPH_BASE_URL": graph, "PUBLIC_URL": "https://bulk.example.org"}
     for name, value in {**environ, **live}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(looked, "_file_limit", lambda: 65_536)
     seeds = Seeds(settings, archive, monkeypatch)
-    newest = steps()[-1][0]
+    newest, url = steps()[-1][0], environ["REDIS_URL"]
 
     async def faults() -> list[tuple[str, str, str]]:
         code = await asyncio.to_thread(app, ["check", "--json"])
@@ -208,8 +187,8 @@ async def test_check_finds_each_of_eight_seeded_faults_alone(
 
     # What is wrong; where it is found, what is said of it, and what to do about it.
     table: list[tuple[AbstractAsyncContextManager[None], str, str, str]] = [
-        (seeds.config("maxmemory-policy", "allkeys-lru"), "redis", "allkeys-lru", "noeviction"),
-        (seeds.config("appendonly", "no"), "redis", "no append-only file", "appendonly yes"),
+        (configured(url, "maxmemory-policy", "allkeys-lru"), "redis", "allkeys-lru", "noeviction"),
+        (configured(url, "appendonly", "no"), "redis", "no append-only file", "appendonly yes"),
         (seeds.old_schema(newest), "postgres", f"lacks {newest}", "drumbeat migrate"),
         (seeds.poor_role(), "postgres", "UPDATE senders", "GRANT"),
         (seeds.token("revoked-by-meta"), "sender", "refuses the token (HTTP 401, code 190)",
@@ -220,8 +199,7 @@ async def test_check_finds_each_of_eight_seeded_faults_alone(
         (seeds.real_token(), "sender", "GRAPH_BASE_URL is http://127.0.0.1:",
          "unset GRAPH_BASE_URL"),
     ]  # fmt: skip
-    # Another test of this server may have left it without a limit.
-    async with seeds.config("maxmemory", "1gb"), seeds.token("good"):
+    async with seeds.token("good"):
         assert await faults() == []
         async with seeds.newer_schema():
             assert await faults() == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -15,14 +14,12 @@ from api.cli import check as looked
 from api.cli.doctor import of_port, of_templates
 from api.cli.main import app
 from shared.archive import Archive, SenderRow
-from shared.embedded.children import is_open
 from shared.embedded.valkey import Valkey
 from shared.queue import Queue
 from shared.sealing import Sealing
 from shared.settings import Settings
-from tests.conftest import Processes, replaced
+from tests.conftest import replaced
 
-Eventually = Callable[..., Awaitable[Any]]
 TOKEN = "a-canary"  # noqa: S105 - of a test
 
 
@@ -66,16 +63,13 @@ async def test_doctor_says_what_is_wrong_in_a_line_each(
     environ: dict[str, str],
     settings: Settings,
     archive: Archive,
-    processes: Processes,
+    graph: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    eventually: Eventually,
 ) -> None:
-    _, origin, _ = processes.sandbox()
-    await eventually(lambda: is_open(int(origin.rsplit(":", 1)[1])), within_s=20)
     taken = socket.create_server(("127.0.0.1", 0))
     port = str(taken.getsockname()[1])
-    more = {"GRAPH_BASE_URL": origin, "API_HOST": "127.0.0.1", "API_PORT": port}
+    more = {"GRAPH_BASE_URL": graph, "API_HOST": "127.0.0.1", "API_PORT": port}
     for name, value in {**environ, **more}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(looked, "_file_limit", lambda: 65_536)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncpg
@@ -14,19 +12,17 @@ from api.cli.erase import is_spelling, rows_without
 from api.roster import Kept, without
 from shared import keys
 from shared.archive import Archive, unpack_blob
-from shared.connect import open_postgres
 from shared.errors import ConflictError
 from shared.models import State
 from shared.office import AuditFilter, Office
 from shared.phone import mark
-from shared.queue import Queue
 from shared.settings import Settings
 from tests.conftest import SECRET
 from tests.integration.command import Run, refused
 from tests.integration.desk import Api, come_to, end
+from tests.integration.postbox import FIRST, Post, status
 from tests.integration.test_api_retry import OTHER, ended, retry, sent
 from tests.integration.test_api_uploads import kept as uploaded
-from tests.integration.test_receipts import FIRST, Post, status
 
 PHONE = 15550000002
 _encode = msgspec.msgpack.Encoder().encode
@@ -189,17 +185,6 @@ async def test_what_is_no_number_is_refused(run: Run, settings: Settings) -> Non
     assert settings.bulk_secret_key
     for words in (("5550000002",), ("+0555",), (f"+{PHONE}", "--region", "XX"), ("",)):
         assert "5550000002" not in await refused(run, "erase", *words)
-
-
-@pytest.fixture
-async def post(settings: Settings, queue: Queue) -> AsyncIterator[Post]:
-    async with AsyncExitStack() as stack:
-        pool = await open_postgres(settings)
-        stack.push_async_callback(pool.close)
-        made = Post(settings, queue, pool)
-        stack.push_async_callback(made.inbox.close)
-        await made.open()
-        yield made
 
 
 async def test_a_late_webhook_counts_and_brings_nothing_back(run: Run, post: Post) -> None:

@@ -15,11 +15,11 @@ from shared.errors import QueueError
 from shared.inbox import Inbox
 from shared.models import JobStatus, State
 from shared.templates import Templates
+from tests.integration.postbox import Post
 from tests.integration.test_provider_behaviours import Provider, provider
-from tests.integration.test_receipts import Post, post
 from worker.sandbox.behaviour import Step, Template
 
-__all__ = ["post", "provider"]
+__all__ = ["provider"]
 Eventually = Callable[..., Awaitable[Any]]
 STATUS = "message_template_status_update"
 

@@ -29,7 +29,7 @@ from shared.models import (
 )
 from shared.queue import Queue
 from shared.settings import Settings
-from tests.conftest import IS_FAKE, replaced
+from tests.conftest import IS_FAKE, configured, replaced
 
 Eventually = Callable[..., Awaitable[Any]]
 
@@ -371,12 +371,10 @@ async def test_restoring_a_job_sends_only_what_is_pending(queue: Queue) -> None:
 @pytest.mark.redis
 async def test_a_server_that_may_lose_jobs_is_refused(queue: Queue) -> None:
     await queue.require_durable()
-    await queue.visitors.config_set("maxmemory-policy", "allkeys-lru")
-    try:
+    url = str(queue.settings.redis_url)
+    async with configured(url, "maxmemory-policy", "allkeys-lru"):
         with pytest.raises(SettingsError, match="noeviction"):
             await queue.require_durable()
-    finally:
-        await queue.visitors.config_set("maxmemory-policy", "noeviction")
 
 
 async def test_an_expired_job_takes_no_intents_and_says_so(

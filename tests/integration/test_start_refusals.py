@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
-import redis.asyncio
 
 from shared.embedded.children import free_port
 from shared.settings import Settings
-from tests.conftest import ROOT
+from tests.conftest import ROOT, configured
 
 PROCESSES = ("api", "worker")
 
@@ -81,18 +78,6 @@ async def test_a_schema_older_than_the_code_stops_the_start(
     assert "`drumbeat migrate`" in said
 
 
-@asynccontextmanager
-async def configured(settings: Settings, name: str, value: str) -> AsyncIterator[None]:
-    client = redis.asyncio.Redis.from_url(str(settings.redis_url))
-    before = (await client.config_get(name))[name]
-    await client.config_set(name, value)
-    try:
-        yield
-    finally:
-        await client.config_set(name, before)
-        await client.aclose()
-
-
 @pytest.mark.parametrize("module", PROCESSES)
 @pytest.mark.parametrize(
     ("name", "value", "word"),
@@ -101,7 +86,7 @@ async def configured(settings: Settings, name: str, value: str) -> AsyncIterator
 async def test_a_redis_that_may_lose_jobs_stops_the_start(
     settings: Settings, environ: dict[str, str], module: str, name: str, value: str, word: str
 ) -> None:
-    async with configured(settings, name, value):
+    async with configured(str(settings.redis_url), name, value):
         said = await refused(module, environ)
         assert word in said
         assert "ALLOW_VOLATILE" in said

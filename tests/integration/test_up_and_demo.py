@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import redis.asyncio
 from shared.embedded.postgres import Postgres
 from shared.embedded.valkey import Valkey
 from shared.ids import Ids
-from tests.conftest import ROOT
+from tests.conftest import ROOT, open_folder
 
 Eventually = Callable[..., Awaitable[Any]]
 ENV_BLOCK = """\
@@ -95,15 +94,10 @@ class Folder:
 
 @pytest.fixture
 async def folder() -> AsyncIterator[Folder]:
-    # Not tmp_path: its parents are closed, and an embedded PostgreSQL may have to run as nobody.
-    path = Path(tempfile.mkdtemp(prefix="drumbeat-up-"))
-    path.chmod(0o711)
-    made = Folder(path)
-    try:
+    with open_folder("drumbeat-up-") as path:
+        made = Folder(path)
         yield made
         await made.stop()
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from api.fleet import Fleet
 from api.webhooks import BODY_MAX
 from shared import keys
 from shared.settings import Secret, Settings
-from tests.conftest import replaced
+from tests.conftest import configured, replaced
 from tests.integration.desk import Api, opened, problem
 
 Eventually = Callable[..., Awaitable[Any]]
@@ -179,14 +179,13 @@ async def test_a_full_inbox_says_come_again(hooked: Api) -> None:
     assert (await post(hooked, BODY, GOOD)).status == 200
 
 
-async def test_a_server_that_is_nearly_full_takes_none(hooked: Api) -> None:
+async def test_a_server_that_is_nearly_full_takes_none(
+    hooked: Api, environ: dict[str, str]
+) -> None:
     redis: Any = hooked.made.queue.visitors
     used = (await redis.info("memory"))["used_memory"]
-    await redis.config_set("maxmemory", int(used * 1.05))
-    try:
+    async with configured(environ["REDIS_URL"], "maxmemory", str(int(used * 1.05))):
         await problem(await post(hooked, BODY, GOOD), 503, "storage_full")
-    finally:
-        await redis.config_set("maxmemory", 0)
     assert (await post(hooked, BODY, GOOD)).status == 200
 
 
