@@ -764,6 +764,15 @@ class Archive:
             raise ArchiveError(f"PostgreSQL: {type(error).__name__}") from error
 
 
+def affected(done: str) -> int:
+    """Return how many rows a statement has changed, as PostgreSQL says it.
+
+    >>> affected("DELETE 7"), affected("INSERT 0 1")
+    (7, 1)
+    """
+    return int(done.rsplit(" ", 1)[1])
+
+
 def _at_ms(entry: OutcomeEntry) -> int:
     """Return when the entry was written: a stream id begins with the server's time."""
     return int(entry.entry.split("-", 1)[0])

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from shared.archive import SQL, guarded
+from shared.archive import SQL, affected, guarded
 
 FILES_AT_ONCE: Final = 100
 KEYS_AT_ONCE: Final = 1_000
@@ -29,7 +29,7 @@ class Leftovers:
     @guarded
     async def drop_uploads(self) -> int:
         """Delete at most `FILES_AT_ONCE` uploads whose time is over; return how many."""
-        return _count(await self._pool.execute(SQL["drop_old_uploads"], FILES_AT_ONCE))
+        return affected(await self._pool.execute(SQL["drop_old_uploads"], FILES_AT_ONCE))
 
     @guarded
     async def drop_keys(self, older_s: int) -> int:
@@ -39,9 +39,4 @@ class Leftovers:
         """
         jobs = await self._pool.execute(SQL["drop_job_keys"], older_s, KEYS_AT_ONCE)
         files = await self._pool.execute(SQL["drop_upload_keys"], older_s, KEYS_AT_ONCE)
-        return _count(jobs) + _count(files)
-
-
-def _count(done: str) -> int:
-    """Return the number in PostgreSQL's `DELETE 7`."""
-    return int(done.rsplit(" ", 1)[1])
+        return affected(jobs) + affected(files)

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from shared.archive import SQL, guarded, pack_blob, unpack_blob
+from shared.archive import SQL, affected, guarded, pack_blob, unpack_blob
 
 # Looks at whole tables; nobody waits for them.
 _LOOK_S: Final = 120.0
@@ -88,7 +88,7 @@ class Retention:
     async def _drop_some(self, numbers: list[int]) -> int:
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute(SQL["lock_numbers"], numbers)
-            return _count(await connection.execute(SQL["drop_jobs"], numbers))
+            return affected(await connection.execute(SQL["drop_jobs"], numbers))
 
     async def drop_lost_logs(self) -> int:
         """Delete the rows of jobs that are gone; return how many."""
@@ -105,7 +105,7 @@ class Retention:
 
     @guarded
     async def _drop_logs(self, number: int) -> int:
-        return _count(await self._pool.execute(SQL["drop_logs"], number, ROWS_AT_ONCE))
+        return affected(await self._pool.execute(SQL["drop_logs"], number, ROWS_AT_ONCE))
 
     @guarded
     async def old_audit(self, before_ms: int) -> int:
@@ -122,7 +122,7 @@ class Retention:
     @guarded
     async def _drop_audit(self, before_ms: int) -> int:
         done = await self._pool.execute(SQL["drop_audit"], before_ms, ROWS_AT_ONCE, timeout=_LOOK_S)
-        return _count(done)
+        return affected(done)
 
     # -- one person --------------------------------------------------------------------------
 
@@ -183,14 +183,9 @@ class Retention:
     @guarded
     async def blank_lifted(self, phone: int) -> int:
         """Blank entries of the suppression list that were lifted `LIFTED_DAYS` ago; how many."""
-        return _count(await self._pool.execute(SQL["blank_lifted"], phone, LIFTED_DAYS))
+        return affected(await self._pool.execute(SQL["blank_lifted"], phone, LIFTED_DAYS))
 
     @guarded
     async def entries(self, phone: int) -> int:
         """Return how many entries of the suppression list hold a number, lifted ones too."""
         return int(await self._pool.fetchval(SQL["entries_of_phone"], phone))
-
-
-def _count(done: str) -> int:
-    """Return the number in PostgreSQL's `DELETE 7`."""
-    return int(done.rsplit(" ", 1)[1])
