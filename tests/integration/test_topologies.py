@@ -197,10 +197,7 @@ async def test_every_shard_finds_its_node_and_follows_its_slot(
         giver = owners[3]
         taker = next(port for port in ports if port != giver)
         await fleet.ask(giver, "FLUSHALL")
-        for port in ports:
-            await fleet.ask(
-                port, "CLUSTER", "SETSLOT", str(slot), "NODE", names[ports.index(taker)]
-            )
+        await _move(fleet, slot, dict(zip(ports, names, strict=True)), giver, taker)
 
         async def takes_work() -> str:
             try:
@@ -212,6 +209,19 @@ async def test_every_shard_finds_its_node_and_follows_its_slot(
         assert await fleet.ask(taker, "EXISTS", f"{{s3}}:job:{job}") == 1
     finally:
         await queue.close()
+
+
+async def _move(fleet: Fleet, slot: int, nodes: dict[int, str], giver: int, taker: int) -> None:
+    """Give an empty slot to another node, as ``valkey-cli --cluster reshard`` does.
+
+    Who was importing takes a newer epoch with the slot. Without it a heartbeat that the
+    giver sent before would win the slot back, and each node would name the other for ever.
+    """
+    await fleet.ask(taker, "CLUSTER", "SETSLOT", str(slot), "IMPORTING", nodes[giver])
+    await fleet.ask(giver, "CLUSTER", "SETSLOT", str(slot), "MIGRATING", nodes[taker])
+    others = [port for port in nodes if port not in (giver, taker)]
+    for port in (taker, giver, *others):
+        await fleet.ask(port, "CLUSTER", "SETSLOT", str(slot), "NODE", nodes[taker])
 
 
 async def _owner(fleet: Fleet, ports: list[int], key: str) -> int:
