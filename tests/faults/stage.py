@@ -298,9 +298,7 @@ class Worker:
 
     async def hear(self) -> None:
         """Work webhooks off until there are none."""
-        idle = self.life.on_idle
         await self.consumer.follow(self._until_idle())
-        self.life.on_idle = idle  # of the step beside which this was done
 
     async def glance(self) -> None:
         """Read webhooks, and go no further."""
@@ -326,7 +324,7 @@ class Worker:
             if idle > IDLE_MAX:
                 stop.set()
 
-        self.life.on_idle = tire
+        self.life.idle[None] = tire  # its reads are tasks of their own
         await self.pool.run(stop)
         self.has_left = True
 
@@ -339,7 +337,7 @@ class Worker:
 
     def _until_idle(self) -> asyncio.Event:
         stop = asyncio.Event()
-        self.life.on_idle = stop.set
+        self.life.idle[asyncio.current_task()] = stop.set
         return stop
 
 

@@ -195,6 +195,7 @@ class Life:
         is_request: an API request: its cancellation ends the handler, not the process.
         tasks: all that run in it.
         over: set when the step under way will not return: it died, or stands still.
+        idle: whom to tell that a read found nothing, by the task that reads; None: any other's.
     """
 
     def __init__(self, name: str, *, is_request: bool = False) -> None:
@@ -207,13 +208,19 @@ class Life:
         self.step: asyncio.Task[Any] | None = None
         self.over: asyncio.Future[type[Exception]] = asyncio.get_running_loop().create_future()
         self.thawed: asyncio.Event | None = None
-        self.on_idle: Callable[[], None] = _nothing
+        self.idle: dict[asyncio.Task[Any] | None, Callable[[], None]] = {}
         self.context: Context = copy_context()
         self.context.run(LIFE.set, self)
+
+    def on_idle(self) -> None:
+        """Tell whoever reads in this task that there is nothing: two acts may go on abreast."""
+        tell = self.idle.get(asyncio.current_task()) or self.idle.get(None, _nothing)
+        tell()
 
     def forget(self, task: asyncio.Task[Any]) -> None:
         """Let go of a task that has ended; of the dead nobody asks what it came to."""
         self.tasks.discard(task)
+        self.idle.pop(task, None)
         if self.is_dead and not task.cancelled():
             task.exception()
 

@@ -208,6 +208,30 @@ async def test_a_dead_worker_is_reaped_and_its_entry_is_fenced(
     assert late.applied == 1
 
 
+async def test_what_the_dead_noted_and_nobody_began_again_is_unknown_when_the_job_is_cancelled(
+    queue: Queue, eventually: Callable[..., Awaitable[object]]
+) -> None:
+    """Who takes a claim over too late for its turn gives it back with its intents."""
+    await add_sender(queue, rate=100)
+    job = await submit(queue, 2)
+    await queue.tick(0, "dead", slots=4)
+    [(claim, _)] = await take(queue, "dead")
+    await queue.report("dead", claim, intents=Intent(0, 1).pack())
+
+    async def reaped() -> bool:
+        return "dead" in (await queue.tick(0, "w2", slots=4)).reaped
+
+    await eventually(reaped, within_s=8)
+    await queue._commands[0].hset("{s0}:sender:s1", "bucket_ms", Clock().now_ms() + 60_000)
+    [refused] = await queue.begin("w2", await queue.claim(0, "w2", 64, 50))
+    assert refused == Refused("back")
+    await queue.control(job, "cancel", by="u1")
+    [status] = await queue.statuses([job])
+    assert status is not None
+    assert (status.state, status.tally.in_flight) == ("cancelled", 0)
+    assert [state_of(byte) for byte in await queue.states(job)] == [State.UNKNOWN, State.CANCELLED]
+
+
 async def test_who_was_forgotten_before_he_read_is_reaped_too(
     queue: Queue, eventually: Callable[..., Awaitable[object]]
 ) -> None:

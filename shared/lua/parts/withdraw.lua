@@ -5,7 +5,7 @@ local function withdraw(id, to, reason)
   local k = job_key(id)
   local h = call('HMGET', k, 'cursor', 'recipients', 'chunk_size', 'sender')
   local cursor, recipients, size = num(h[1]), num(h[2]), num(h[3])
-  local ranges, delta, total = {}, {}, 0
+  local ranges, doubts, delta, total = {}, {}, {}, 0
   if cursor < recipients then
     local tail = call('GETRANGE', k .. ':states', int(cursor), int(recipients - 1))
     local out, n = string.gsub(tail, '%z', string.char(to))
@@ -34,15 +34,23 @@ local function withdraw(id, to, reason)
         if state == 4 then delta[4] = (delta[4] or 0) - 1 end
         total = total + 1
         ranges[#ranges + 1] = u32(at) .. u32(at)
+      elseif state == 1 then
+        -- Left by one who died, and given back by whoever came too late for its turn.
+        call('SETRANGE', k .. ':states', int(at), string.char(byte + 5))
+        doubts[#doubts + 1] = u32(at) .. u32(at)
       end
     end
     call('ZREM', k .. ':again', member)
   end
-  if total > 0 then
-    delta[to] = (delta[to] or 0) + total
-    count(id, h[4], delta, {[reason] = to == 5 and total or nil})
-    call('XADD', P .. 'outcomes', '*', 'k', 'range', 'j', id, 's', int(to), 'r', int(reason),
-         'p', table.concat(ranges))
+  if total + #doubts > 0 then
+    delta[to], delta[1], delta[6] = total, -#doubts, #doubts
+    count(id, h[4], delta, {[reason] = to == 5 and total > 0 and total or nil})
+    for outcome, found in pairs({[to] = ranges, [6] = doubts}) do
+      if #found > 0 then
+        call('XADD', P .. 'outcomes', '*', 'k', 'range', 'j', id, 's', int(outcome),
+             'r', int(outcome == 6 and CRASH or reason), 'p', table.concat(found))
+      end
+    end
   end
   if call('ZCARD', k .. ':again') > 0 then wake_at('j:' .. id, now) end
   return settle_end(id)
