@@ -58,8 +58,7 @@ async def settled_state(made: Resources, row: JobRow) -> str:
     Raises:
         ConflictError: the job is over, and its last outcomes are on their way to PostgreSQL.
     """
-    done = row.sent + row.failed + row.skipped + row.cancelled + row.unknown
-    if row.state in FINAL_STATES and done == row.recipients:
+    if row.has_ended:
         return row.state
     state = row.state
     if state not in FINAL_STATES:

@@ -33,7 +33,7 @@ from shared.errors import (
     RequestError,
     StoreError,
 )
-from shared.models import FINAL_STATES, JobStatus
+from shared.models import JobStatus
 
 RETRY_FIRST_S: Final = 1.0
 RECEIPTS_MS: Final = 86_400_000  # so long after its end a job's receipts are told
@@ -109,6 +109,11 @@ ROUTES: Final = (
     Route("GET", "/realtime/bulk/{jobId}", follow_one, READ, "stream", is_stream=True),
     Route("GET", "/realtime/bulk", follow_many, READ, "streams", is_stream=True),
 )
+
+
+def _end_event(row: JobRow) -> str | None:
+    """Return the id of a job's end; None while PostgreSQL lacks outcomes that Redis has."""
+    return row.end_event if row.has_ended else None
 
 
 def _is_gone(request: web.Request) -> bool:
@@ -201,7 +206,7 @@ class _Stream:
 
     async def look(self) -> bool:
         """Read what Redis has of jobs that PostgreSQL has not ended; False when it is away."""
-        wanted = [job for job, row in self._rows.items() if row.end_event is None]
+        wanted = [job for job, row in self._rows.items() if _end_event(row) is None]
         try:
             found = await self._made.hub.snapshots(wanted)
         except QueueError:
@@ -252,13 +257,13 @@ class _Stream:
 
     def _end_of(self, job_id: str) -> str | None:
         status = self._statuses.get(job_id)
-        return self._rows[job_id].end_event or (
+        return _end_event(self._rows[job_id]) or (
             status.event if status is not None and status.is_ended else None
         )
 
     def _place(self, job_id: str) -> tuple[int, int]:
         status = self._statuses.get(job_id)
-        event = status.event if status is not None else self._rows[job_id].end_event
+        event = status.event if status is not None else _end_event(self._rows[job_id])
         return progress.order_or_zero(event or "")
 
     async def run(self, response: Response, resume: progress.Resume) -> None:
@@ -328,7 +333,8 @@ class _Stream:
         """
         now_ms = self._made.clock.now_ms()
         job = job_of(row, None, now_ms)
-        numbers, is_end = job.progress, row.end_event is not None and row.state in FINAL_STATES
+        numbers, end = job.progress, _end_event(row)
+        is_end = end is not None
         if is_end:
             try:
                 reasons = await self._made.archive.reason_counts(row.id)
@@ -350,9 +356,8 @@ class _Stream:
             await response.put(data)
             self._made.hub.sent(Frame(row.id, event_id, now_ms, is_end, is_reset, data))
             return
-        event_id = (row.end_event or "") if is_end else ""
-        data = progress.encode(event_id, event)
-        await self._write(response, Frame(row.id, event_id, now_ms, is_end, is_reset, data))
+        data = progress.encode(end or "", event)
+        await self._write(response, Frame(row.id, end or "", now_ms, is_end, is_reset, data))
 
     async def _tell_receipts(self, response: Response) -> None:
         """Tell what receipts have moved since the end, as PostgreSQL adds them up.
@@ -365,8 +370,7 @@ class _Stream:
             row = await self._made.archive.job(job_id, self._owner)
         except StoreError:
             return
-        done = row is not None and row.sent + row.failed + row.skipped + row.unknown + row.cancelled
-        if row is None or row.end_event is None or done != row.recipients:
+        if row is None or _end_event(row) is None:
             return  # what is not written yet would look like a step back
         if self._is_too_late(row):
             raise _EndedError("end")
@@ -385,7 +389,7 @@ class _Stream:
                 row = await self._made.archive.job(job_id, self._owner)
             except StoreError:
                 return
-            if row is not None and row.end_event is not None:
+            if row is not None and _end_event(row) is not None:
                 await self._tell_row(response, row, is_reset=False)
 
     async def _write(self, response: Response, frame: Frame) -> None:

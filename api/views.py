@@ -27,9 +27,7 @@ ACTS: Final = {
 
 def job_of(row: JobRow, status: JobStatus | None, now_ms: int) -> wire.Job:
     """Return a job as its owner sees it, from Redis where it is newer, else from PostgreSQL."""
-    done = row.sent + row.failed + row.skipped + row.cancelled + row.unknown
-    # The end may be logged before a dead log writer's last rows are taken over.
-    if status is None or (row.state in FINAL_STATES and done == row.recipients):
+    if status is None or row.has_ended:
         state = "queued" if row.state == "accepted" else row.state
         if row.state == "accepted" and row.scheduled_ms > now_ms:
             state = "scheduled"
@@ -69,20 +67,19 @@ def job_of(row: JobRow, status: JobStatus | None, now_ms: int) -> wire.Job:
 
 
 def _progress_of_row(row: JobRow) -> wire.Progress:
-    done = row.sent + row.failed + row.skipped + row.cancelled + row.unknown
     return wire.Progress(
         total=row.recipients,
-        queued=row.recipients - done,
+        queued=row.recipients - row.done,
         sent=row.sent,
         failed=row.failed,
         skipped=row.skipped,
         cancelled=row.cancelled,
         unknown=row.unknown,
-        done=done,
+        done=row.done,
         delivered=row.delivered,
         read=row.read,
         undelivered=row.undelivered,
-        eta_s=0 if done == row.recipients else None,
+        eta_s=0 if row.done == row.recipients else None,
     )
 
 

@@ -16,7 +16,17 @@ import msgspec
 
 from shared.errors import ArchiveError, ConflictError
 from shared.graph_codes import code_of_reason, row_of
-from shared.models import OUTCOMES, RANK, Chunk, Detail, Fact, OutcomeEntry, State, unpack_facts
+from shared.models import (
+    FINAL_STATES,
+    OUTCOMES,
+    RANK,
+    Chunk,
+    Detail,
+    Fact,
+    OutcomeEntry,
+    State,
+    unpack_facts,
+)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -228,6 +238,16 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
     is_retry: bool = False
     receipts_version: int = 0
     template_category: str | None = None
+
+    @property
+    def done(self) -> int:
+        """Return how many recipients have an outcome here."""
+        return self.sent + self.failed + self.skipped + self.cancelled + self.unknown
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether it is over with all its outcomes here: its state may come before them."""
+        return self.state in FINAL_STATES and self.done == self.recipients
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):

@@ -290,6 +290,22 @@ async def test_the_end_is_told_when_only_postgres_has_the_job(http: Http, rows: 
     assert gone.status == 204
 
 
+async def test_the_end_is_told_by_redis_while_postgres_lacks_outcomes(
+    http: Http, queue: Queue, rows: Rows
+) -> None:
+    """A dead log writer's last rows are taken over after the state that ended the job."""
+    job = await submit(queue, rows)
+    await queue.control(job, "cancel", by="u1")
+    [status] = await queue.statuses([job])
+    assert status is not None
+    rows[job] = msgspec.structs.replace(
+        rows[job], state="cancelled", cancelled=1, end_event=status.event, version=status.version
+    )
+    event, data = await (await follow(http, f"/realtime/bulk/{job}")).next()
+    assert (event.id, data["type"]) == (status.event, "end")
+    assert data["progress"]["cancelled"] == 2
+
+
 async def test_many_jobs_share_a_stream_that_ends_with_the_last(
     http: Http, queue: Queue, rows: Rows
 ) -> None:
@@ -468,14 +484,19 @@ async def test_with_receipts_the_stream_goes_on_after_the_end_for_a_day(
     assert late.status == 204
 
 
-async def test_receipts_wait_until_all_that_has_ended_is_written(http: Http, rows: Rows) -> None:
-    job = Ids().job_id(0)
+async def test_receipts_wait_until_all_that_has_ended_is_written(
+    http: Http, queue: Queue, rows: Rows
+) -> None:
+    job = await submit(queue, rows)
+    await queue.control(job, "cancel", by="u1")
+    [status] = await queue.statuses([job])
+    assert status is not None
     rows[job] = msgspec.structs.replace(
-        ROW, id=job, state="completed", sent=1, end_event="7-0", version=3, receipts_version=2,
+        rows[job], state="cancelled", cancelled=1, end_event=status.event, receipts_version=2,
         delivered=1, finished_ms=Clock().now_ms(),
     )  # fmt: skip
-    reader = await follow(http, f"/realtime/bulk/{job}?receipts=1", "7-0")
+    reader = await follow(http, f"/realtime/bulk/{job}?receipts=1", status.event)
     await asyncio.sleep(0)
-    rows[job] = msgspec.structs.replace(rows[job], sent=2)
+    rows[job] = msgspec.structs.replace(rows[job], cancelled=2)
     _, data = await reader.next()
-    assert (data["type"], data["progress"]["sent"]) == ("receipts", 2)
+    assert (data["type"], data["progress"]["cancelled"]) == ("receipts", 2)
