@@ -47,7 +47,8 @@ _LINE_MAX: Final = 8190
 _log: Final = logs.get("api")
 
 ROUTES: Final = (
-    Route("POST", "/api/bulk/send", submit.send, auth.SEND, "send", has_body=True),
+    Route("POST", "/api/bulk/send", submit.send, auth.SEND, "send", has_body=True,
+          headers=submit.policies_of),
     Route("GET", "/api/bulk/jobs", jobs.list_jobs, auth.READ, "jobs"),
     Route("GET", "/api/bulk/jobs/{job_id}", jobs.show, auth.READ, "job"),
     Route("POST", "/api/bulk/jobs/{job_id}/pause", jobs.pause, auth.SEND, "control",

@@ -62,6 +62,7 @@ class Route(NamedTuple):
         is_body_optional: without a body no type is demanded.
         is_stream: HEAD is 405, query parameters are not looked at, no duration is measured.
         is_quiet: not in the access log, and answered while draining.
+        headers: of every answer, also of one that the gate gives.
     """
 
     method: str
@@ -73,6 +74,7 @@ class Route(NamedTuple):
     is_body_optional: bool = False
     is_stream: bool = False
     is_quiet: bool = False
+    headers: Callable[[web.Request, Resources], dict[str, str]] | None = None
 
 
 async def _expect(request: web.Request) -> None:
@@ -126,6 +128,8 @@ def gate(credentials: Credentials) -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         made: Resources = request.config_dict[RESOURCES]
         route: Route | None = request.config_dict[ROUTES].get(request.match_info.handler)
+        if route is not None and route.headers is not None:
+            request[HEADERS].update(route.headers(request, made))
         check_http(request)
         if route is None or not route.is_quiet:
             check_host(request, made.settings)

@@ -83,12 +83,16 @@ class Quota(msgspec.Struct, frozen=True):
         """Return the two headers of draft-ietf-httpapi-ratelimit-headers-11."""
         if not self.policies:
             return {}
-        return {
-            "RateLimit-Policy": ", ".join(
-                f'"{p.name}";q={p.limit};w={HOUR_S}' for p in self.policies
-            ),
-            "RateLimit": ", ".join(f'"{p.name}";r={p.left};t={p.reset_s}' for p in self.policies),
-        }
+        left = ", ".join(f'"{p.name}";r={p.left};t={p.reset_s}' for p in self.policies)
+        return {**policy_header(self.policies), "RateLimit": left}
+
+
+def policy_header(policies: list[Policy]) -> dict[str, str]:
+    """Return the header that names the policies; it says nothing of what is left."""
+    if not policies:
+        return {}
+    texts = [f'"{p.name}";q={p.limit};w={HOUR_S}' for p in policies]
+    return {"RateLimit-Policy": ", ".join(texts)}
 
 
 class Visitors:

@@ -20,7 +20,7 @@ from api.idempotency import answer_of, hash_of, key_of, replay
 from api.intake import Taken
 from api.resources import Resources, resources
 from api.router import HEADERS, query_of
-from api.sessions import Quota, QuotaError
+from api.sessions import Quota, QuotaError, policy_header
 from api.sources import Source, check_source, source_of
 from api.templates import Known, known_of, require_fit, wholes_of
 from api.times import span_of
@@ -52,22 +52,21 @@ _log: Final = logs.get("api.jobs")
 async def send(request: web.Request) -> web.Response:
     """POST /api/bulk/send: accept a job and all its recipients, or nothing."""
     made, asker = resources(request), principal(request)
-    check_length(request, made.settings.body_max_bytes)
     refused = made.metrics.submissions_refused_total
-    try:
-        await made.switch.require_on()
-    except UnavailableError:
-        refused.labels("disabled").inc()
-        raise
-    key = key_of(request)
-    query_of(request)
+    # Before all that may refuse it: every answer says what is left.
     quota = await _take(request, made, asker)
     try:
+        check_length(request, made.settings.body_max_bytes)
+        await made.switch.require_on()
+        key = key_of(request)
+        query_of(request)
         response = await _in_turn(request, made, asker, key, quota)
     except BaseException as error:
         await _give_back(request, made, quota)
         if isinstance(error, QuotaError):
             refused.labels("quota").inc()
+        elif isinstance(error, UnavailableError) and error.word == "bulk_disabled":
+            refused.labels("disabled").inc()
         elif isinstance(error, QueueError | ArchiveError):
             refused.labels("storage").inc()
         elif isinstance(error, InvalidError):
@@ -77,6 +76,11 @@ async def send(request: web.Request) -> web.Response:
         refused.labels("replay").inc()
         await _give_back(request, made, quota)
     return response
+
+
+def policies_of(request: web.Request, made: Resources) -> dict[str, str]:
+    """Return the header that names the quotas, for whoever is refused before they are asked."""
+    return policy_header(made.visitors.policies(address_of(request, made.settings), ""))
 
 
 async def _take(request: web.Request, made: Resources, asker: Principal) -> Quota:

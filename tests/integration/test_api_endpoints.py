@@ -107,6 +107,23 @@ async def test_five_bad_passwords_close_the_account_for_a_minute(api: Api) -> No
         assert 55 <= int(response.headers["Retry-After"]) <= 60
 
 
+async def test_every_refusal_of_a_submission_names_the_quotas(settings: Settings) -> None:
+    async with AsyncExitStack() as stack:
+        api = await opened(
+            msgspec.structs.replace(settings, bulk_submits_per_hour_user=7, body_max_bytes=2000),
+            stack,
+        )
+        policies = '"submit-ip";q=10;w=3600, "submit-user";q=7;w=3600'
+        anonymous = await api.client.post("/api/bulk/send", json={})
+        await problem(anonymous, 401, "unauthenticated")
+        assert anonymous.headers["RateLimit-Policy"] == policies
+        assert "RateLimit" not in anonymous.headers
+        large = await api.send(recipients=[f"+{15550000000 + i}" for i in range(500)])
+        await problem(large, 413, "body_too_large")
+        assert large.headers["RateLimit-Policy"] == policies
+        assert large.headers["RateLimit"] == '"submit-ip";r=10;t=0, "submit-user";r=7;t=0'
+
+
 async def test_the_eleventh_submission_of_an_hour_waits(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         api = await opened(msgspec.structs.replace(settings, bulk_submits_per_hour_ip=2), stack)
