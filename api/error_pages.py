@@ -111,6 +111,8 @@ PAGES: Final[dict[str, Page]] = {
                      "Repeat with the same Idempotency-Key; report the request_id."),
     "bulk_disabled": Page("Sending is switched off for everybody.",
                           "An admin's POST /api/bulk/enable, or DISABLE_BULK_MESSAGING, ends it."),
+    "sender_moving": Page("The sender is being moved to another shard; nothing happened.",
+                          "Repeat after Retry-After seconds, with the same key."),
     "storage_unavailable": Page("Redis or PostgreSQL cannot be reached now; nothing happened.",
                                 "Repeat after Retry-After seconds, with the same key."),
     "storage_full": Page("Redis has no room left; nothing happened.",

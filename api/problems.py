@@ -47,7 +47,11 @@ CODES: Final[dict[str, tuple[int, str]]] = {
         (422, "Invalid request", _INVALID),
         (429, "Too many requests", "rate_limited login_throttled too_many_streams"),
         (500, "Internal error", "internal"),
-        (503, "Unavailable", "bulk_disabled storage_unavailable storage_full draining"),
+        (
+            503,
+            "Unavailable",
+            "bulk_disabled sender_moving storage_unavailable storage_full draining",
+        ),
     )
     for code in codes.split()
 }

@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 import asyncpg
 import msgspec
 
-from shared.errors import ArchiveError, ConflictError
+from shared import keys
+from shared.errors import ArchiveError, ConflictError, UnavailableError
 from shared.graph_codes import code_of_reason, row_of
 from shared.models import (
     FINAL_STATES,
@@ -48,7 +49,9 @@ def _load() -> dict[str, str]:
     for item in (files("shared") / "sql" / "queries").iterdir():
         for part in re.split(r"^-- name: ", item.read_text("utf-8"), flags=re.MULTILINE)[1:]:
             name, sql = part.split("\n", 1)
-            out[name.strip()] = sql
+            if name in out:
+                raise ValueError(f"two queries are called {name}")
+            out[name] = sql
     return out
 
 
@@ -296,8 +299,21 @@ class Recorded(msgspec.Struct, frozen=True):
     raised: frozenset[str] = frozenset()
 
 
-def columns_of(job: NewJob) -> tuple[Any, ...]:
-    """Return what `add_job` writes, in its order."""
+async def accept(connection: asyncpg.pool.PoolConnectionProxy, job: NewJob) -> None:
+    """Write a job's row in a transaction under way.
+
+    Raises:
+        UnavailableError: its sender is being moved to another shard, or was just now.
+    """
+    is_free = await connection.fetchval(SQL["accept_for"], job.sender_id)
+    shard = await connection.fetchval(SQL["shard_of_sender"], job.sender_id) if is_free else None
+    if not is_free or shard not in {None, keys.shard_of(job.id)}:
+        text = "Its sender is being moved to another shard; ask again."
+        raise UnavailableError("sender_moving", text)
+    await connection.execute(SQL["add_job"], *_columns_of(job))
+
+
+def _columns_of(job: NewJob) -> tuple[Any, ...]:
     return (
         job.id, job.owner, job.campaign_id, job.name, job.kind, job.template_name,
         job.template_language, job.sender_id, job.sender_name, job.message, job.vars,
@@ -555,10 +571,11 @@ class Archive:
 
         Raises:
             ConflictError: another request with this idempotency key was first.
+            UnavailableError: its sender is being moved to another shard, or was just now.
         """
         try:
             async with self._pool.acquire() as connection, connection.transaction():
-                await connection.execute(SQL["add_job"], *columns_of(job))
+                await accept(connection, job)
                 if audit:
                     await connection.execute(SQL["audit"], *audit)
         except asyncpg.UniqueViolationError as error:

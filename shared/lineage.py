@@ -8,7 +8,7 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 
-from shared.archive import SQL, JobRow, NewJob, columns_of, guarded
+from shared.archive import SQL, JobRow, NewJob, accept, guarded
 from shared.errors import ConflictError
 
 # Jobs of one family of retries that are looked at; who cannot see all makes no more.
@@ -82,6 +82,7 @@ class Lineage:
 
         Raises:
             ConflictError: it has changed, or another request with this idempotency key was first.
+            UnavailableError: its sender is being moved to another shard, or was just now.
         """
         try:
             async with self._pool.acquire() as connection, connection.transaction():
@@ -89,7 +90,7 @@ class Lineage:
                 await connection.execute(SQL["lock_root"], seen[0].id)
                 rows = await connection.fetch(SQL["family"], seen[0].id, FAMILY_MAX)
                 if [row["id"] for row in rows] == [kin.id for kin in seen]:
-                    await connection.execute(SQL["add_job"], *columns_of(job))
+                    await accept(connection, job)
                     await connection.execute(SQL["audit"], *audit)
                     return
         except asyncpg.UniqueViolationError as error:

@@ -5,7 +5,7 @@ Users, keys, senders, suppressions, the switch and the audit log. Nothing here i
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
@@ -337,6 +337,39 @@ class Office:
                 )  # fmt: skip
         except asyncpg.UniqueViolationError as error:
             raise ConflictError("name_taken", "There is a sender of this name.") from error
+
+    @guarded
+    async def move_sender(
+        self, act: Act, sender_id: str, shard: int, wait: Callable[[int], Awaitable[None]] | None
+    ) -> None:
+        """Let a sender's jobs live in another shard from now on.
+
+        Args:
+            act: for the audit log.
+            sender_id: which.
+            shard: where to.
+            wait: told how many unfinished jobs there are, before they are counted again; no new
+                ones are accepted meanwhile. None refuses to wait.
+
+        Raises:
+            NotFoundError: there is no such sender.
+            ConflictError: it has unfinished jobs, and they are not waited for.
+        """
+        async with self._pool.acquire() as connection:
+            await connection.execute(SQL["stop_accepting"], sender_id)
+            try:
+                while jobs := await connection.fetchval(SQL["unfinished_of_sender"], sender_id):
+                    if wait is None:
+                        text = f"It has {jobs} unfinished jobs; --wait accepts no more and waits."
+                        raise ConflictError("state_conflict", text)
+                    await wait(jobs)
+                async with connection.transaction():
+                    moved = await connection.execute(SQL["reshard_sender"], sender_id, shard)
+                    if moved != "UPDATE 1":
+                        raise NotFoundError
+                    await _note(connection, act)
+            finally:
+                await connection.execute(SQL["accept_again"], sender_id)
 
     @guarded
     async def set_sender_state(self, act: Act, sender_id: str, state: str, why: str) -> None:

@@ -41,6 +41,7 @@ from shared.sealing import Sealing
 _DAY_MS: Final = 86_400_000
 _DAYS_MAX: Final = 36_500
 _KEY_ID: Final = 10
+_LOOK_S: Final = 1.0
 T = TypeVar("T")
 Scope = Literal["read", "send", "admin"]
 
@@ -376,6 +377,32 @@ def sender_token(name: str, /, *, stdin: bool = False, file: Path | None = None)
     async def act(archive: Archive, office: Office) -> None:
         row = await _sender_of(archive, name)
         await office.change_sender(Act(ACTOR, "sender.token", row.id), row.id, changes)
+
+    with_stores(act)
+
+
+@sender.command(name="move")
+def sender_move(name: str, shard: int, /, *, wait: bool = False) -> None:
+    """Let a sender's jobs live in another shard of Redis; refused while it has unfinished ones.
+
+    Args:
+        name: of the sender, or its id.
+        shard: the new one, 0 to QUEUE_SHARDS - 1.
+        wait: accept no more of its jobs, and move it once it has none.
+    """
+    made = settings.load()
+    if not 0 <= shard < made.queue_shards:
+        raise InvalidError("validation_failed", "The shard: below QUEUE_SHARDS, from 0.")
+    clock = Clock()
+
+    async def tell(jobs: int) -> None:
+        sys.stderr.write(f"{jobs} unfinished jobs; none is accepted meanwhile\n")
+        await clock.sleep(_LOOK_S)
+
+    async def act(archive: Archive, office: Office) -> None:
+        row = await _sender_of(archive, name)
+        word = Act(ACTOR, "sender.move", row.id, f"shard {shard}")
+        await office.move_sender(word, row.id, shard, tell if wait else None)
 
     with_stores(act)
 

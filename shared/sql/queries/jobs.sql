@@ -9,6 +9,14 @@ VALUES ($1, $2::uuid, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 
   $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31,
   $32::jsonb, $33, $34);
 
+-- name: accept_for
+-- False while the sender is being moved; otherwise nobody moves it before this transaction ends.
+SELECT pg_try_advisory_xact_lock_shared(hashtextextended('sender:' || $1, 0));
+
+-- name: shard_of_sender
+-- A statement of its own: it must see what a move committed before the lock was had.
+SELECT shard FROM senders WHERE id = $1;
+
 -- name: drop_job
 -- Redis answered a refusal: nothing happened, so nothing may stay.
 DELETE FROM bulk_jobs WHERE id = $1 AND state = 'accepted';

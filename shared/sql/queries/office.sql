@@ -86,6 +86,23 @@ INSERT INTO senders (id, name, phone_number_id, number, token_sealed, waba_id, g
   rate, burst, shard, is_default, allowed_regions)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
 
+-- name: stop_accepting
+-- From now on no job of this sender is accepted; waits for those that are just being accepted.
+SELECT pg_advisory_lock(hashtextextended('sender:' || $1, 0));
+
+-- name: accept_again
+-- The other end of it; a connection that is lost does the same.
+SELECT pg_advisory_unlock(hashtextextended('sender:' || $1, 0));
+
+-- name: unfinished_of_sender
+-- What binds a sender to its shard.
+SELECT count(*)::integer FROM bulk_jobs
+WHERE sender_id = $1 AND state NOT IN ('completed', 'cancelled');
+
+-- name: reshard_sender
+-- Its workers tell the new shard within a second.
+UPDATE senders SET shard = $2, version = version + 1 WHERE id = $1;
+
 -- name: senders_by_shard
 -- Where a new sender goes.
 SELECT shard, count(*)::integer AS n FROM senders GROUP BY shard;
