@@ -1,16 +1,18 @@
 -- A sender's rate now, and its bucket.
 -- Needs    base
--- The sender's rate now: a pure function of (rate, ceiling, rate_at, now), whatsapp 7.2.
+-- The sender's rate now, a pure function of its arguments: in two seconds to 0.9 of where it was cut,
+-- from there in half a minute to that, and beyond it soon to the top, for then the limit has gone up
+-- (decisions/0012).
 local function climbed(rate, ceiling, rate_at, top)
   if ceiling == 0 then return top end
   local s = math.max(0, now - rate_at) / 1000
   if s > 600 then return top end
-  if rate < 0.95 * ceiling then
-    local t = (0.95 * ceiling - rate) / (0.1 * ceiling)
-    if s < t then rate = rate + 0.1 * ceiling * s; s = 0 else rate = 0.95 * ceiling; s = s - t end
+  if rate < 0.9 * ceiling then
+    local t = (0.9 * ceiling - rate) / (0.1 * ceiling)
+    if s < t then rate = rate + 0.1 * ceiling * s; s = 0 else rate = 0.9 * ceiling; s = s - t end
   end
-  local t = (1.03 * ceiling - rate) / (0.002 * ceiling)
-  if s < t then rate = rate + 0.002 * ceiling * s else rate = 1.03 * ceiling * 1.05 ^ (s - t) end
+  local t = math.max(0, ceiling - rate) / (0.003 * ceiling)
+  if s < t then rate = rate + 0.003 * ceiling * s else rate = math.max(rate, ceiling) * 1.05 ^ (s - t) end
   if top > 0 and rate > top then rate = top end
   return rate
 end
@@ -24,8 +26,12 @@ local function sender_of(id)
              latency_s = num(h[7] or '300') / 1000, outstanding = num(h[8]), blocked = num(h[9]),
              paused = h[10] == '1', pass = num(h[11]), start = num(h[12])}
   s.rate = climbed(num(h[1]), s.ceiling, num(h[4]), s.top)
-  -- After a throttle no burst: a tick's lateness spends what the far side allows of one already.
-  if s.ceiling > 0 and now - num(h[4]) < 600000 then s.burst = 1
+  -- A piece is what so long of the rate sends: a claim is short beside a lease.
+  s.piece_s = 0.625
+  s.is_careful = s.ceiling > 0 and now - num(h[4]) < 600000
+  -- After a throttle no burst: a tick's lateness spends what the far side allows of one already. Nor
+  -- long pieces: one that slow answers delay is still under way when the next one begins.
+  if s.is_careful then s.burst, s.piece_s = 1, 0.25
   elseif s.burst == 0 then s.burst = 0.25 * s.rate end
   -- The first of a burst is due at its start: burst - 1 gaps make burst messages, not one more.
   s.burst_ms = s.rate > 0 and 1000 * math.max(0, s.burst - 1) / s.rate or 250

@@ -1,8 +1,5 @@
 -- Fair queueing: give portions of jobs to the pool as buckets allow.
 -- Needs    gate, buckets, withdraw
--- A piece is what 0.625 s of the rate send, so that a claim is short beside a lease.
-local PIECE_S = 0.625
-
 local function join(id)
   local h = call('HMGET', sender_key(id), 'rate_max', 'paused', 'pass')
   if not h[1] or h[2] == '1' or call('ZCARD', sender_key(id) .. ':jobs') == 0 then return end
@@ -92,7 +89,7 @@ local function release_one(cap, concurrency)
   local rate = s.rate
   if job_rate > 0 and (rate == 0 or job_rate < rate) then rate = job_rate end
   local size = num(h[5])
-  local whole = rate == 0 and size or math.max(1, math.floor(PIECE_S * rate))
+  local whole = rate == 0 and size or math.max(1, math.floor(s.piece_s * rate))
   local most, stretch = whole, whole
   local window = cap
   if s.rate > 0 then
@@ -139,6 +136,8 @@ local function release_one(cap, concurrency)
   end
   local start = spend(s, id, job_rate, job_bucket, n)
   local gap = rate == 0 and 0 or math.floor(1000000 / rate)
+  -- A claim whose lanes all wait for answers falls behind and runs into the next one.
+  if s.is_careful then gap = math.max(gap, math.floor(1500000 * s.latency_s / concurrency)) end
   call('XADD', P .. 'ready', '*', 'j', id, 'c', chunk, 'o', offsets, 'n', int(n), 's', int(start),
        'g', int(gap), 'd', '1', 'x', sid, 'r', int(now))
   local second, rel = math.floor(now / 1000), call('HMGET', sender_key(sid), 'second', 'released')

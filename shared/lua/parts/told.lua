@@ -67,19 +67,21 @@ local function apply_facts()
   end
 end
 
--- Graph asked to wait: block the sender, empty its bucket, cut its rate at most once in 2 s.
+-- Graph asked to wait: block the sender, empty its bucket, cut its rate.
 local function slow_down()
   local sk, s = sender_key(sender), sender_of(sender)
   if not s then return end
-  local blocked = math.max(now + math.max(1000, num(throttled)), s.blocked)
-  local last, rate = num(call('HGET', sk, 'last_cut')), s.rate
-  -- A second of messages is in the air and all of them will say the same.
-  if now - last >= 2000 or last > now then
+  local blocked, rate = math.max(now + math.max(1000, num(throttled)), s.blocked), s.rate
+  -- A second of messages is in the air and all of them say the same: news comes after the silence.
+  if s.blocked <= now then
+    -- At most one cut in 2 s: one that is due sooner is made then, and the silence lasts until it.
+    local at = math.max(now, num(call('HGET', sk, 'last_cut')) + 2000)
+    if at > now + 2000 then at = now end
     if rate == 0 then rate = math.max(1, num(call('HGET', sk, 'released_before'))) end
     local floor = math.max(num(call('HGET', sk, 'rate_min') or '1'), 0.1)
-    call('HSET', sk, 'ceiling', string.format('%.3f', rate), 'last_cut', int(now))
+    call('HSET', sk, 'ceiling', string.format('%.3f', rate), 'last_cut', int(at))
     call('HINCRBY', sk, 'cuts', 1)
-    rate, is_cut = math.max(floor, 0.7 * rate), 1
+    rate, is_cut, blocked = math.max(floor, 0.7 * rate), 1, math.max(blocked, at)
   end
   -- It climbs by seconds without a throttle: from the end of the silence, not through it.
   call('HSET', sk, 'rate', string.format('%.3f', rate), 'rate_at', int(blocked), 'blocked_until', int(blocked),
