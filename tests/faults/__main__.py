@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="scenarios, by comma")
     parser.add_argument("--doubles", type=int, default=2100, help="sampled pairs of faults")
     parser.add_argument("--examples", type=int, default=STORIES, help="of the state machine")
-    parser.add_argument("--every", type=int, default=3, help="only every n-th single fault")
+    parser.add_argument("--every", type=int, default=4, help="only every n-th single fault")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with its servers")
     parser.add_argument("--seed", type=int, default=None, help="of pairs and stories")
     parser.add_argument("--plan", default="", help="one plan or story, and what it comes to")
