@@ -37,7 +37,7 @@ def pieces(asked: argparse.Namespace, seed: int) -> Iterator[Piece]:
             yield Piece("L2 state machine", MACHINE, seed=first + i, examples=count)
     for name in names:
         for part in range(SHARE):
-            yield Piece("G1 single faults", name, part, SHARE, every=asked.every)
+            yield Piece("G1 single faults", name, part, SHARE, seed=seed, every=asked.every)
     if "three" in names:
         yield Piece("G3 every await", "three")
     each = -(-asked.doubles // max(1, len(names)))
@@ -77,9 +77,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="scenarios, by comma")
     parser.add_argument("--doubles", type=int, default=2100, help="sampled pairs of faults")
     parser.add_argument("--examples", type=int, default=STORIES, help="of the state machine")
-    parser.add_argument("--every", type=int, default=4, help="only every n-th single fault")
+    parser.add_argument("--every", type=int, default=4, help="one in n single faults")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with its servers")
-    parser.add_argument("--seed", type=int, default=None, help="of pairs and stories")
+    parser.add_argument("--seed", type=int, default=None, help="of faults, pairs, stories")
     parser.add_argument("--plan", default="", help="one plan or story, and what it comes to")
     asked = parser.parse_args()
     seed = SystemRandom().randrange(10**6) if asked.seed is None else asked.seed

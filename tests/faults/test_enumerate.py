@@ -34,7 +34,7 @@ def test_enumerate_two_clean_runs_have_the_same_effects(
 @pytest.mark.parametrize("scenario", ["submit", "send"])
 def test_enumerate_single_faults_break_no_promise(enumeration: Enumeration, scenario: str) -> None:
     clean = enumeration.run(scenario)
-    # Every third: each kind meets every place in `make faults`.
+    # Every third: `make faults` takes them by chance, `make torture` all.
     plans = list(singles(clean.trace, SMALL))[::3]
     failed = [run for plan in plans if (run := enumeration.run(scenario, plan)).violations]
     assert not failed, "\n".join(map(str, failed[:3]))
