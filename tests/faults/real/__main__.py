@@ -207,7 +207,7 @@ def arguments() -> argparse.Namespace:
     add("--runs", type=int, default=0, help="so many runs of each goal")
     add("--index", type=int, help="just this run of the one goal")
     add("--seed", type=int, default=0, help="of the first run; drawn without it")
-    add("--side-by-side", type=int, default=6, help="systems at once")
+    add("--side-by-side", type=int, default=4, help="systems at once")
     add("--results", type=Path, help="file that each run is appended to")
     add("--keep", action="store_true", help="keep logs and ledgers of good runs too")
     add("--lane", type=Path, help=argparse.SUPPRESS)
