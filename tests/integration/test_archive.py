@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from shared import migrate
-from shared.archive import Archive, JobFilter, NewJob, SenderRow, pack_blob
-from shared.errors import ConflictError
+from shared.archive import Archive, JobFilter, NewJob, SenderRow, accept, pack_blob
+from shared.errors import ArchiveError, ConflictError
 from shared.graph_codes import reason_of
 from shared.ids import Ids
 from shared.models import Chunk, Detail, Fact, OutcomeEntry, State
@@ -59,6 +59,26 @@ async def test_a_higher_rank_replaces_and_counters_follow_what_changed(archive: 
     row = await archive.job(job.id, owner)
     assert row is not None
     assert (row.sent, row.unknown, row.failed) == (2, 0, 0)
+
+
+async def test_a_key_is_free_again_soon_after_the_connection_that_held_it_hung(
+    archive: Archive,
+) -> None:
+    owner = await add_user(archive)
+    with_key = {"idempotency_key": "k1", "idempotency_route": "POST /", "request_hash": b"h"}
+    async with archive._pool.acquire() as hanging:
+        await hanging.transaction().start()
+        await accept(hanging, new_job(owner, **with_key))
+        job = new_job(owner, **with_key)
+        for _ in range(3):
+            try:
+                await archive.add_job(job)
+                break
+            except ArchiveError:
+                continue
+    found = await archive.idempotent(owner, "POST /", "k1")
+    assert found is not None
+    assert found.id == job.id
 
 
 async def test_a_job_has_ended_only_when_every_recipient_is_logged(archive: Archive) -> None:

@@ -11,7 +11,9 @@ VALUES ($1, $2::uuid, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 
 
 -- name: accept_for
 -- False while the sender is being moved; otherwise nobody moves it before this transaction ends.
-SELECT pg_try_advisory_xact_lock_shared(hashtextextended('sender:' || $1, 0));
+-- Whose connection hangs from now on holds its idempotency key for five seconds, not for ever.
+SELECT pg_try_advisory_xact_lock_shared(hashtextextended('sender:' || $1, 0)),
+  set_config('idle_in_transaction_session_timeout', '5s', true);
 
 -- name: shard_of_sender
 -- A statement of its own: it must see what a move committed before the lock was had.
