@@ -171,9 +171,12 @@ class Provider:
         return await self.status(job)
 
     async def is_untouched(self, job: str) -> None:
-        """Hold that nobody of the job has an outcome or has used an attempt."""
-        states = await self.queue.states(job)
-        assert set(states) == {0}
+        """Hold that nobody has an outcome or has used an attempt, once no try is on its way."""
+
+        async def are_back() -> bool:
+            return set(await self.queue.states(job)) == {0}
+
+        await self.eventually(are_back, within_s=5)
         assert (await self.status(job)).tally.done == 0
 
 
