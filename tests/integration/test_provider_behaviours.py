@@ -580,8 +580,9 @@ async def test_a_provider_that_dies_in_mid_call_leaves_doubt_about_the_calls_alo
     await provider.waits(job, "graph_unreachable")
     await provider.sandbox.listen("127.0.0.1", port)
     status = await provider.over(job)
-    # The two lanes that did not hang may have had a request on its way.
-    assert 3 <= status.tally.unknown <= 5
+    # The two lanes that did not hang may have had a request on its way, and so may the five of the
+    # claim that begins in the meantime.
+    assert 3 <= status.tally.unknown <= 3 + 2 + 5
     assert status.tally.sent == 100 - status.tally.unknown
     # The far side had taken those it never answered: a second request would have been a copy.
     assert {provider.accepted(phone) for phone in hanging} == {1}
