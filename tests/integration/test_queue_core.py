@@ -186,11 +186,8 @@ async def test_what_is_handed_back_comes_again_and_uses_no_attempt(queue: Queue)
     assert (status.tally.sent, status.tally.retrying, status.tally.queued) == (1, 1, 1)
 
 
-async def test_a_dead_worker_is_reaped_and_its_entry_is_fenced(
-    queue: Queue, eventually: Callable[..., Awaitable[object]]
-) -> None:
-    await add_sender(queue)
-    await submit(queue, 2)
+async def left_by_the_dead(queue: Queue, eventually: Eventually) -> Claim:
+    """Let a worker note its first recipient and die; return its claim once others may have it."""
     await queue.tick(0, "dead", slots=4)
     [(claim, _)] = await take(queue, "dead")
     await queue.report("dead", claim, intents=Intent(0, 1).pack())
@@ -199,6 +196,15 @@ async def test_a_dead_worker_is_reaped_and_its_entry_is_fenced(
         return "dead" in (await queue.tick(0, "w2", slots=4)).reaped
 
     await eventually(reaped, within_s=8)
+    return claim
+
+
+async def test_a_dead_worker_is_reaped_and_its_entry_is_fenced(
+    queue: Queue, eventually: Eventually
+) -> None:
+    await add_sender(queue)
+    await submit(queue, 2)
+    claim = await left_by_the_dead(queue, eventually)
     [(again, go)] = await take(queue, "w2")
     assert again.delivery == 2
     assert state_of(go.states[0]) == State.INTENT
@@ -209,19 +215,12 @@ async def test_a_dead_worker_is_reaped_and_its_entry_is_fenced(
 
 
 async def test_what_the_dead_noted_and_nobody_began_again_is_unknown_when_the_job_is_cancelled(
-    queue: Queue, eventually: Callable[..., Awaitable[object]]
+    queue: Queue, eventually: Eventually
 ) -> None:
     """Who takes a claim over too late for its turn gives it back with its intents."""
     await add_sender(queue, rate=100)
     job = await submit(queue, 2)
-    await queue.tick(0, "dead", slots=4)
-    [(claim, _)] = await take(queue, "dead")
-    await queue.report("dead", claim, intents=Intent(0, 1).pack())
-
-    async def reaped() -> bool:
-        return "dead" in (await queue.tick(0, "w2", slots=4)).reaped
-
-    await eventually(reaped, within_s=8)
+    await left_by_the_dead(queue, eventually)
     await queue._commands[0].hset("{s0}:sender:s1", "bucket_ms", Clock().now_ms() + 60_000)
     [refused] = await queue.begin("w2", await queue.claim(0, "w2", 64, 50))
     assert refused == Refused("back")

@@ -290,19 +290,26 @@ async def test_the_end_is_told_when_only_postgres_has_the_job(http: Http, rows: 
     assert gone.status == 204
 
 
-async def test_the_end_is_told_by_redis_while_postgres_lacks_outcomes(
-    http: Http, queue: Queue, rows: Rows
-) -> None:
-    """A dead log writer's last rows are taken over after the state that ended the job."""
+async def half_written(queue: Queue, rows: Rows) -> tuple[str, str]:
+    """Return a job that is over, one of its two outcomes not in PostgreSQL yet, and its end."""
     job = await submit(queue, rows)
     await queue.control(job, "cancel", by="u1")
     [status] = await queue.statuses([job])
     assert status is not None
     rows[job] = msgspec.structs.replace(
-        rows[job], state="cancelled", cancelled=1, end_event=status.event, version=status.version
-    )
+        rows[job], state="cancelled", cancelled=1, end_event=status.event, version=status.version,
+        finished_ms=Clock().now_ms(),
+    )  # fmt: skip
+    return job, status.event
+
+
+async def test_the_end_is_told_by_redis_while_postgres_lacks_outcomes(
+    http: Http, queue: Queue, rows: Rows
+) -> None:
+    """A dead log writer's last rows are taken over after the state that ended the job."""
+    job, end = await half_written(queue, rows)
     event, data = await (await follow(http, f"/realtime/bulk/{job}")).next()
-    assert (event.id, data["type"]) == (status.event, "end")
+    assert (event.id, data["type"]) == (end, "end")
     assert data["progress"]["cancelled"] == 2
 
 
@@ -487,15 +494,9 @@ async def test_with_receipts_the_stream_goes_on_after_the_end_for_a_day(
 async def test_receipts_wait_until_all_that_has_ended_is_written(
     http: Http, queue: Queue, rows: Rows
 ) -> None:
-    job = await submit(queue, rows)
-    await queue.control(job, "cancel", by="u1")
-    [status] = await queue.statuses([job])
-    assert status is not None
-    rows[job] = msgspec.structs.replace(
-        rows[job], state="cancelled", cancelled=1, end_event=status.event, receipts_version=2,
-        delivered=1, finished_ms=Clock().now_ms(),
-    )  # fmt: skip
-    reader = await follow(http, f"/realtime/bulk/{job}?receipts=1", status.event)
+    job, end = await half_written(queue, rows)
+    rows[job] = msgspec.structs.replace(rows[job], receipts_version=2, delivered=1)
+    reader = await follow(http, f"/realtime/bulk/{job}?receipts=1", end)
     await asyncio.sleep(0)
     rows[job] = msgspec.structs.replace(rows[job], cancelled=2)
     _, data = await reader.next()
